@@ -1,0 +1,34 @@
+//! Forebay: records from request handlers to Kafka, without ever making the handler wait.
+
+#[cfg(not(all(target_os = "linux", target_pointer_width = "64")))]
+compile_error!(
+    "forebay needs 64-bit Linux 5.14 or later: its arenas and its log rely on madvise calls that nothing else has"
+);
+
+/// Declares a room: private, or public under the feature `internals`.
+macro_rules! rooms {
+    ($($(#[$meta:meta])* $name:ident;)*) => {$(
+        #[cfg(feature = "internals")]
+        #[doc(hidden)]
+        #[allow(missing_docs)]
+        $(#[$meta])*
+        pub mod $name;
+        #[cfg(not(feature = "internals"))]
+        #[allow(dead_code)]
+        $(#[$meta])*
+        mod $name;
+    )*};
+}
+
+rooms! {
+    clock;
+    error;
+    lane;
+    record;
+    sequence;
+    sink;
+    topics;
+    wake;
+    wal;
+}
+mod sync;

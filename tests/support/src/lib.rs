@@ -1,0 +1,1 @@
+//! Starts, pauses, kills and reads real Kafka brokers for tests.
