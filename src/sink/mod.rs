@@ -6,10 +6,13 @@
 use crate::record::RecordView;
 
 mod memory;
-pub use memory::MemorySink;
+pub use memory::{MemoryHandle, MemoryRecord, MemorySink};
 
 #[cfg(feature = "kafka")]
-pub(crate) mod kafka;
+pub mod kafka;
+
+#[cfg(any(feature = "embedded", all(test, feature = "kafka")))]
+pub mod embedded;
 
 /// What the flusher gives the sink with a record and gets back in its report: the slot of the
 /// in-flight table (low 32 bits) and the slot's generation (high 32 bits).
