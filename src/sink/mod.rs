@@ -8,10 +8,13 @@ use crate::record::RecordView;
 pub use crate::report::{Opaque, Outcome, Reason, Report, Scope};
 
 mod memory;
-pub use memory::MemorySink;
+pub use memory::{MemoryHandle, MemoryRecord, MemorySink};
 
 #[cfg(feature = "kafka")]
-pub(crate) mod kafka;
+pub mod kafka;
+
+#[cfg(any(feature = "embedded", all(test, feature = "kafka")))]
+pub mod embedded;
 
 /// Why a sink did not take a record. The record was not handed over.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
