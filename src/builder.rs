@@ -304,15 +304,16 @@ fn open_wal(
 #[cfg(feature = "kafka")]
 fn kafka_sink(config: &Config, waker: &Waker) -> Result<Box<dyn Sink>, OpenError> {
     use crate::sink::kafka::{KafkaOptions, KafkaSink};
+    let ms = |d: Duration| u64::try_from(d.as_millis()).unwrap_or(u64::MAX);
     let options = KafkaOptions {
-        brokers: config.brokers.clone(),
         extra: config.extra.clone(),
         record_bytes_max: config.record_bytes_max,
         in_flight_max_records: config.in_flight_max_records,
         in_flight_max_bytes: config.in_flight_max_bytes,
         partitioner: config.partitioner,
-        stall_timeout: config.stall_timeout,
-        topic_grace: config.topic_grace,
+        stall_timeout_ms: ms(config.stall_timeout),
+        topic_grace_ms: ms(config.topic_grace),
+        ..KafkaOptions::new(&config.brokers)
     };
     Ok(Box::new(KafkaSink::new(options, waker.clone())?))
 }

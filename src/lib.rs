@@ -33,7 +33,6 @@ rooms! {
     record;
     report;
     sequence;
-    sink;
     topic;
     shared;
     stats;
@@ -42,6 +41,7 @@ rooms! {
     wake;
     wal;
 }
+pub mod sink;
 mod sync;
 
 pub use builder::Builder;

@@ -3,7 +3,7 @@
 //! A sink is driven by the flusher alone, from one thread. It never waits inside any call
 //! except [`Sink::close`].
 
-use crate::record::RecordView;
+pub use crate::record::{Header, Headers, RecordView, Shape, TopicId};
 
 pub use crate::report::{Opaque, Outcome, Reason, Report, Scope};
 
@@ -61,8 +61,12 @@ pub trait Sink: Send {
     ///
     /// # Errors
     /// See [`ProduceError`]; on an error nothing was handed over.
-    fn produce(&mut self, topic: &str, record: &RecordView<'_>, opaque: Opaque)
-    -> Result<(), ProduceError>;
+    fn produce(
+        &mut self,
+        topic: &str,
+        record: &RecordView<'_>,
+        opaque: Opaque,
+    ) -> Result<(), ProduceError>;
 
     /// Appends the reports that have come since the last call, without waiting, and does the
     /// sink's own upkeep (pausing silent partitions, metadata). Called at every look.

@@ -2,15 +2,7 @@
 
 use crate::error::ConfigError;
 
-/// How the key chooses the partition.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub enum Partitioner {
-    /// CRC32 of the key, as librdkafka's own default (`consistent_random`) does.
-    #[default]
-    Crc32,
-    /// Murmur2 of the key, as the Java client does.
-    Murmur2,
-}
+pub use crate::config::Partitioner;
 
 /// What the Kafka sink is built from.
 #[derive(Clone)]

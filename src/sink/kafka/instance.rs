@@ -66,7 +66,9 @@ impl Config {
         if shown(name, value) != value && value.len() > 2 {
             problem = problem.replace(value, "***");
         }
-        if problem.contains("not available at build time") || problem.contains("not supported in this build") {
+        if problem.contains("not available at build time")
+            || problem.contains("not supported in this build")
+        {
             problem.push_str("; build forebay with the feature that brings it (ssl, gssapi, zstd)");
         }
         Err(config::refuse(name, shown(name, value), problem))
@@ -163,12 +165,7 @@ impl Instance {
         let conf = unsafe { rd_kafka_conf_dup(config.conf.as_ptr()) };
         // SAFETY: `conf` is a live configuration; `text` is as long as is said.
         let rk = unsafe {
-            rd_kafka_new(
-                rd_kafka_type_t::RD_KAFKA_PRODUCER,
-                conf,
-                text.as_mut_ptr(),
-                text.len(),
-            )
+            rd_kafka_new(rd_kafka_type_t::RD_KAFKA_PRODUCER, conf, text.as_mut_ptr(), text.len())
         };
         let Some(rk) = NonNull::new(rk) else {
             // SAFETY: when `rd_kafka_new` fails the configuration stays ours.
@@ -233,8 +230,7 @@ impl Instance {
             // SAFETY: the enum that it returns has the size and alignment of an `i32`.
             unsafe { std::mem::transmute(rd_kafka_metadata as *const c_void) };
         // SAFETY: `rk` is live; `metadata` is written on success only.
-        let code =
-            unsafe { ask(self.rk.as_ptr(), 0, ptr::null_mut(), &mut metadata, timeout_ms) };
+        let code = unsafe { ask(self.rk.as_ptr(), 0, ptr::null_mut(), &mut metadata, timeout_ms) };
         if code != 0 || metadata.is_null() {
             return Err(code);
         }
@@ -515,8 +511,7 @@ unsafe fn read_delivery(message: *const rd_kafka_message_t) -> Delivery {
             partition: (*message).partition,
             bytes: ((*message).len + (*message).key_len) as u64,
             opaque: (*message)._private as u64,
-            possibly_persisted: status
-                != rd_kafka_msg_status_t::RD_KAFKA_MSG_STATUS_NOT_PERSISTED,
+            possibly_persisted: status != rd_kafka_msg_status_t::RD_KAFKA_MSG_STATUS_NOT_PERSISTED,
         }
     }
 }
@@ -553,8 +548,11 @@ pub(super) fn partition_of(key: &[u8], count: usize, murmur2: bool) -> i32 {
     if count == 0 {
         return 0;
     }
-    let choose =
-        if murmur2 { rd_kafka_msg_partitioner_murmur2 } else { rd_kafka_msg_partitioner_consistent };
+    let choose = if murmur2 {
+        rd_kafka_msg_partitioner_murmur2
+    } else {
+        rd_kafka_msg_partitioner_consistent
+    };
     // SAFETY: both functions only read the key; neither looks at the topic or the opaques.
     unsafe {
         choose(

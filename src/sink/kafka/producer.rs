@@ -488,7 +488,9 @@ impl KafkaSink {
 
     fn advance(&mut self) {
         match self.phase {
-            Phase::Draining { until_ns, .. } if self.outstanding == 0 || self.now_ns >= until_ns => {
+            Phase::Draining { until_ns, .. }
+                if self.outstanding == 0 || self.now_ns >= until_ns =>
+            {
                 self.give_up_instance();
                 let until_ns = self.now_ns + self.next_pause();
                 self.phase = Phase::Waiting { until_ns };
