@@ -1,0 +1,70 @@
+//! The harness itself: a broker starts, is read, is paused, killed and restarted, and ends.
+
+use forebay_testkit::{Kafka, KafkaOptions, heavy, process, say};
+use std::time::{Duration, Instant};
+
+#[test]
+fn what_was_produced_is_read_as_it_was() {
+    let Some(kafka) = Kafka::shared() else { return };
+    let topic = kafka.topic("as-it-was", 3);
+    let oracle = kafka.oracle();
+    let time = Some(1_700_000_000_123);
+    oracle.produce(&topic, Some(2), time, Some(b"k"), Some(b"v"), &[]).unwrap();
+    oracle.produce(&topic, Some(2), time, None, Some(b""), &[("a", Some(b"1"))]).unwrap();
+    oracle
+        .produce(&topic, Some(0), time, Some(b""), None, &[("a", None), ("a", Some(b"\xff"))])
+        .unwrap();
+    assert_eq!(oracle.end_offsets(&topic).unwrap(), [1, 0, 2]);
+    let records = oracle.read(&topic).unwrap();
+    assert_eq!(records.len(), 3);
+    let first = &records[0];
+    assert_eq!((first.partition, first.offset, first.timestamp_ms), (0, 0, 1_700_000_000_123));
+    assert_eq!((first.key.as_deref(), first.value.as_deref()), (Some(&b""[..]), None));
+    assert_eq!(first.headers, [("a".to_owned(), None), ("a".to_owned(), Some(vec![0xff]))]);
+    assert_eq!(records[1].key.as_deref(), Some(&b"k"[..]));
+    assert_eq!(records[2].key, None);
+    assert_eq!(records[2].value.as_deref(), Some(&b""[..]));
+    assert_eq!(records[2].header("a"), Some(&b"1"[..]));
+    assert!(oracle.end_offsets("no-such-topic").is_err());
+}
+
+#[test]
+fn a_broker_is_paused_killed_and_restarted() {
+    let _heavy = heavy();
+    let start = Instant::now();
+    let Some(mut kafka) = Kafka::start(KafkaOptions::default()) else { return };
+    let started = start.elapsed();
+    let topic = kafka.topic("faults", 1);
+    let put = |kafka: &Kafka| {
+        kafka.oracle().produce(&topic, None, None, None, Some(b"v"), &[]).unwrap();
+    };
+    put(&kafka);
+
+    kafka.pause();
+    assert_eq!(process::state(kafka.pid()).unwrap(), 'T');
+    let before = (kafka.log_bytes(&topic), process::cpu_time(kafka.pid()).unwrap());
+    assert!(before.0 > 0);
+    std::thread::sleep(Duration::from_millis(200));
+    assert_eq!((kafka.log_bytes(&topic), process::cpu_time(kafka.pid()).unwrap()), before);
+    kafka.resume();
+    put(&kafka);
+    assert!(kafka.log_bytes(&topic) > before.0);
+
+    kafka.kill();
+    assert!(std::net::TcpStream::connect(kafka.brokers()).is_err());
+    let after_kill = kafka.restart();
+    put(&kafka);
+    kafka.stop();
+    let after_stop = kafka.restart();
+    put(&kafka);
+    assert_eq!(kafka.oracle().read(&topic).unwrap().len(), 4);
+    say(&format!(
+        "harness: started in {started:.1?}, restarted after a kill in {after_kill:.1?}, \
+         after a stop in {after_stop:.1?}"
+    ));
+
+    kafka.pause();
+    let pid = kafka.pid();
+    drop(kafka);
+    assert!(process::state(pid).is_err(), "a paused broker outlived its test");
+}
