@@ -145,7 +145,7 @@ impl Kafka {
     /// The same, with settings such as `max.message.bytes`.
     #[must_use]
     pub fn topic_with(&self, name: &str, partitions: u32, configs: &[(&str, &str)]) -> String {
-        let topic = format!("{name}-{:08x}", Random::new(crate::seed()).next() as u32);
+        let topic = format!("{name}-{:08x}", Random::new(crate::seed()).number() as u32);
         self.oracle.create_topic(&topic, partitions, configs).expect("the topic is made");
         topic
     }
@@ -309,7 +309,8 @@ pub fn dead_port() -> u16 {
 fn free_ports(random: &mut Random) -> Result<(u16, u16), String> {
     for _ in 0..100 {
         let port = random.within(PORTS.0, PORTS.1 - 1) as u16;
-        let bound = (TcpListener::bind(("127.0.0.1", port)), TcpListener::bind(("127.0.0.1", port + 1)));
+        let bound =
+            (TcpListener::bind(("127.0.0.1", port)), TcpListener::bind(("127.0.0.1", port + 1)));
         if bound.0.is_ok() && bound.1.is_ok() {
             return Ok((port, port + 1));
         }
@@ -320,8 +321,7 @@ fn free_ports(random: &mut Random) -> Result<(u16, u16), String> {
 /// 22 characters of URL-safe base64, as Kafka wants them: 16 bytes, so the last one holds 2 bits.
 fn cluster_id(random: &mut Random) -> String {
     const LETTERS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
-    let mut id: String =
-        (0..20).map(|_| LETTERS[random.within(0, 62) as usize] as char).collect();
+    let mut id: String = (0..20).map(|_| LETTERS[random.within(0, 62) as usize] as char).collect();
     id.push_str("AA");
     id
 }

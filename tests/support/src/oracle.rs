@@ -80,7 +80,10 @@ impl Oracle {
     /// The end offset of each partition.
     pub fn end_offsets(&self, topic: &str) -> Result<Vec<i64>, String> {
         let answer = self.ask(&["ends", topic])?;
-        answer.split('\t').map(|n| n.parse().map_err(|_| format!("not offsets: {answer}"))).collect()
+        answer
+            .split('\t')
+            .map(|n| n.parse().map_err(|_| format!("not offsets: {answer}")))
+            .collect()
     }
 
     /// Produces one record with the Java client and gives its offset.
