@@ -25,6 +25,7 @@ rooms! {
     error;
     lane;
     record;
+    report;
     sequence;
     sink;
     topics;

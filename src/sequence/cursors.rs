@@ -1,0 +1,591 @@
+//! Owns [`Sequence`]: the three cursors over one log's numbers, and the moves between them.
+//!
+//! Memory holds every record from `journaled` on; the in-flight table every one from `acked`
+//! to `produced`; the log's backlog is what lies between `produced` and `journaled`. The three
+//! together cover everything that is not final.
+
+use super::books::Books;
+use super::inflight::{InFlight, NO_SLOT, State};
+use crate::record::{LogPosition, Lsn, TopicId};
+use crate::report::{Opaque, Outcome, Reason, Scope};
+use std::collections::VecDeque;
+
+/// When a record must be in the log.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Journal {
+    /// There is no log.
+    Off,
+    /// When age or pressure say so.
+    Spill,
+    /// Before it is handed to the sink (`loss_window` 0).
+    First,
+}
+
+/// Bounds of a sequence.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct Limits {
+    /// Most numbers between `acked` and `produced`.
+    pub in_flight_max_records: usize,
+    /// Most bytes of them; one record alone is always let through.
+    pub in_flight_max_bytes: u64,
+    /// When a record must be in the log.
+    pub journal: Journal,
+}
+
+/// A record that the flusher took from a lane.
+#[derive(Clone, Copy, Hash, Debug)]
+pub struct Popped<F> {
+    /// The arena's frame; the sequence only carries it.
+    pub frame: F,
+    /// Its topic.
+    pub topic: TopicId,
+    /// Bytes it counts against the span.
+    pub bytes: u32,
+    /// When it came, never later than the truth.
+    pub arrival_ns: u64,
+    /// Its receipt, or `u32::MAX`.
+    pub receipt: u32,
+}
+
+/// Where a record's bytes lie.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Source<F> {
+    /// In the arena.
+    Memory(F),
+    /// In the log.
+    Log(LogPosition),
+}
+
+/// The next step of the `produced` cursor.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Next<F> {
+    /// Hand this one to the sink, then say [`Sequence::handed`].
+    Produce {
+        /// What the sink gets and reports back.
+        opaque: Opaque,
+        /// Its number.
+        lsn: Lsn,
+        /// Its bytes.
+        source: Source<F>,
+    },
+    /// The next record lies in the log: read it and say [`Sequence::admit`], or
+    /// [`Sequence::caught_up`] where there is none.
+    Read,
+    /// The span is full: reports come first.
+    SpanFull,
+    /// The next record must be journaled before it may be produced.
+    JournalFirst,
+    /// Nothing to do.
+    Idle,
+}
+
+/// A frame read from the backlog.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct Backlog {
+    /// Its number.
+    pub lsn: Lsn,
+    /// Where it lies.
+    pub position: LogPosition,
+    /// Its topic.
+    pub topic: TopicId,
+    /// Bytes it counts against the span.
+    pub bytes: u32,
+    /// Its receipt, or `u32::MAX`.
+    pub receipt: u32,
+}
+
+/// How a record ended.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum End {
+    /// Reported as persisted.
+    Delivered,
+    /// In the set-aside log, for this reason.
+    SetAside(&'static str),
+    /// Given up and counted, for this reason.
+    Dropped(&'static str),
+}
+
+/// A record that became final.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct Finished {
+    /// Its number.
+    pub lsn: Lsn,
+    /// Its topic.
+    pub topic: TopicId,
+    /// Its receipt, or `u32::MAX`.
+    pub receipt: u32,
+    /// How it ended.
+    pub end: End,
+}
+
+/// What a report means.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub enum Verdict<F> {
+    /// Of an older instance or of a record that is final: nothing happens.
+    Stale,
+    /// The record is final now.
+    Finished(Finished),
+    /// It can't be delivered: set it aside and say [`Sequence::finish`]. Until then it is parked.
+    SetAside {
+        /// Its number.
+        lsn: Lsn,
+        /// Its bytes.
+        source: Source<F>,
+        /// Why.
+        reason: Reason,
+    },
+    /// It will be produced again by the same instance.
+    Again,
+    /// The instance is unusable: rebuild it, then say [`Sequence::rebuilt`].
+    Rebuild(Reason),
+}
+
+#[derive(Clone, Hash, Debug)]
+struct Held<F> {
+    popped: Popped<F>,
+    slot: u32,
+    done: bool,
+}
+
+/// Records popped by one look: up to which number, and when the oldest of them came.
+#[derive(Clone, Copy, Hash, Debug)]
+struct Batch {
+    end: Lsn,
+    oldest_ns: u64,
+}
+
+/// Rules that a test switches off to see the checker catch it.
+#[cfg(test)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+pub(crate) struct Broken {
+    /// Rule 1: the newest record enters the log first.
+    pub(crate) journal_order: bool,
+    /// Rule 2: journaling a record that is in flight makes it be produced again.
+    pub(crate) produced_once: bool,
+    /// Rule 3: the span has no bound.
+    pub(crate) span: bool,
+    /// Rule 4: a frame is released when it is handed over.
+    pub(crate) release_after_journal: bool,
+}
+
+/// One sequence of records over one log. `F` names an arena frame.
+#[derive(Clone, Debug)]
+pub struct Sequence<F> {
+    limits: Limits,
+    next: Lsn,
+    produced: Lsn,
+    /// From here on records are in memory: `memory[i]` has number `journaled + i`.
+    journaled: Lsn,
+    memory: VecDeque<Held<F>>,
+    batches: VecDeque<Batch>,
+    batch_open: bool,
+    in_flight: InFlight,
+    /// The log holds records from `produced` on that have not been admitted.
+    backlog: Option<LogPosition>,
+    released: Vec<F>,
+    books: Books,
+    #[cfg(test)]
+    pub(crate) broken: Broken,
+}
+
+impl<F: Copy> Sequence<F> {
+    /// A sequence whose first own number is `next`, above everything on disk.
+    #[must_use]
+    pub fn new(limits: Limits, next: Lsn) -> Self {
+        Sequence {
+            limits,
+            next,
+            produced: next,
+            journaled: next,
+            memory: VecDeque::new(),
+            batches: VecDeque::new(),
+            batch_open: false,
+            in_flight: InFlight::new(),
+            backlog: None,
+            released: Vec::new(),
+            books: Books::default(),
+            #[cfg(test)]
+            broken: Broken::default(),
+        }
+    }
+
+    /// The log already holds `records` of `topic` that are not final. Said once a topic, before
+    /// anything else.
+    pub fn recovered(&mut self, topic: TopicId, records: u64) {
+        let books = self.books.topic(topic);
+        books.recovered += records;
+        books.in_wal += records;
+    }
+
+    /// The recovered backlog begins here, with number `first`.
+    pub fn recovered_from(&mut self, position: LogPosition, first: Lsn) {
+        self.backlog = Some(position);
+        self.produced = first.min(self.produced);
+    }
+
+    // ---- popping -------------------------------------------------------------------------
+
+    /// A record left its lane: it gets the next number.
+    pub fn popped(&mut self, popped: Popped<F>) -> Lsn {
+        let lsn = self.next;
+        self.next = lsn.next();
+        match self.batches.back_mut().filter(|_| self.batch_open) {
+            Some(b) => {
+                b.end = self.next;
+                b.oldest_ns = b.oldest_ns.min(popped.arrival_ns);
+            }
+            None => {
+                self.batches.push_back(Batch { end: self.next, oldest_ns: popped.arrival_ns });
+                self.batch_open = true;
+            }
+        }
+        let books = self.books.topic(popped.topic);
+        books.popped += 1;
+        books.in_flight += 1;
+        self.memory.push_back(Held { popped, slot: NO_SLOT, done: false });
+        lsn
+    }
+
+    /// The look is over: records popped from now on form a batch of their own, with an age of
+    /// their own.
+    pub fn end_batch(&mut self) {
+        self.batch_open = false;
+    }
+
+    // ---- producing -----------------------------------------------------------------------
+
+    /// The next step of the `produced` cursor. Changes nothing that matters until
+    /// [`Sequence::handed`]: a sink that is busy is simply asked again later.
+    pub fn next_produce(&mut self) -> Next<F> {
+        if let Some(slot) = self.in_flight.next_waiting() {
+            return self.to_produce(slot);
+        }
+        if self.span_is_full() {
+            let nothing_left = self.backlog.is_none() && self.produced >= self.next;
+            return if nothing_left { Next::Idle } else { Next::SpanFull };
+        }
+        if self.backlog.is_some() {
+            return Next::Read;
+        }
+        self.produced = self.produced.max(self.journaled);
+        while let Some(held) = self.memory.get((self.produced.0 - self.journaled.0) as usize) {
+            if held.done {
+                self.produced = self.produced.next();
+                continue;
+            }
+            if self.limits.journal == Journal::First {
+                return Next::JournalFirst;
+            }
+            let p = held.popped;
+            let slot = self.in_flight.admit(self.produced, p.topic, p.bytes, p.receipt);
+            let at = (self.produced.0 - self.journaled.0) as usize;
+            self.memory[at].slot = slot;
+            self.produced = self.produced.next();
+            return self.to_produce(slot);
+        }
+        Next::Idle
+    }
+
+    fn to_produce(&self, slot: u32) -> Next<F> {
+        let Some(entry) = self.in_flight.get(slot) else { return Next::Idle };
+        match self.source(slot) {
+            Some(source) => {
+                Next::Produce { opaque: self.in_flight.opaque(slot), lsn: entry.lsn, source }
+            }
+            None => Next::Idle,
+        }
+    }
+
+    /// Where the bytes of an entry lie: the log if it has them, else memory. One of the two
+    /// always holds, since memory lets go only of what is final or journaled.
+    fn source(&self, slot: u32) -> Option<Source<F>> {
+        let entry = self.in_flight.get(slot)?;
+        if let Some(position) = entry.journaled {
+            return Some(Source::Log(position));
+        }
+        let at = entry.lsn.0.checked_sub(self.journaled.0)?;
+        self.memory.get(at as usize).map(|h| Source::Memory(h.popped.frame))
+    }
+
+    fn span_is_full(&self) -> bool {
+        #[cfg(test)]
+        if self.broken.span {
+            return false;
+        }
+        self.in_flight.span_records() >= self.limits.in_flight_max_records
+            || self.in_flight.span_bytes() >= self.limits.in_flight_max_bytes
+    }
+
+    /// The sink took the record.
+    pub fn handed(&mut self, opaque: Opaque) {
+        let Some(slot) = self.in_flight.find(opaque) else { return };
+        self.in_flight.set_state(slot, State::Handed);
+        #[cfg(test)]
+        if self.broken.release_after_journal
+            && let Some(Source::Memory(frame)) = self.source(slot)
+        {
+            self.released.push(frame);
+        }
+    }
+
+    /// Where to read the backlog from when a reader is set up anew.
+    #[must_use]
+    pub fn backlog_from(&self) -> Option<LogPosition> {
+        self.backlog
+    }
+
+    /// A record read at the `produced` cursor. The reader stands behind it now.
+    pub fn admit(&mut self, frame: Backlog) {
+        let slot = self.in_flight.admit(frame.lsn, frame.topic, frame.bytes, frame.receipt);
+        if let Some(entry) = self.in_flight.get_mut(slot) {
+            entry.journaled = Some(frame.position);
+        }
+        self.books.topic(frame.topic).replayed += 1;
+        self.produced = frame.lsn.next();
+    }
+
+    /// The log could not give back this many records that it had counted.
+    pub fn damaged(&mut self, records: u64) {
+        self.books.damaged += records;
+    }
+
+    /// The reader has read everything that was appended: the backlog is admitted.
+    pub fn caught_up(&mut self) {
+        self.backlog = None;
+        self.produced = self.produced.max(self.journaled);
+    }
+
+    // ---- reports -------------------------------------------------------------------------
+
+    /// A report came.
+    pub fn reported(&mut self, opaque: Opaque, outcome: Outcome) -> Verdict<F> {
+        let Some(slot) = self.in_flight.find(opaque) else { return Verdict::Stale };
+        let Some(entry) = self.in_flight.get(slot) else { return Verdict::Stale };
+        if !matches!(entry.state, State::Handed | State::Waiting) {
+            return Verdict::Stale;
+        }
+        let lsn = entry.lsn;
+        match outcome {
+            Outcome::Delivered => match self.end(slot, End::Delivered) {
+                Some(finished) => Verdict::Finished(finished),
+                None => Verdict::Stale,
+            },
+            Outcome::Failed { scope: Scope::Record | Scope::Batch | Scope::Topic, reason, .. } => {
+                self.in_flight.set_state(slot, State::Parked);
+                match self.source(slot) {
+                    Some(source) => Verdict::SetAside { lsn, source, reason },
+                    None => Verdict::Stale,
+                }
+            }
+            Outcome::Failed { scope: Scope::Transient, possibly_persisted, .. } => {
+                self.books.reordered += 1;
+                self.books.duplicates_possible += u64::from(possibly_persisted);
+                self.in_flight.again(slot);
+                Verdict::Again
+            }
+            Outcome::Failed { scope: Scope::Instance, reason, possibly_persisted } => {
+                self.books.duplicates_possible += u64::from(possibly_persisted);
+                self.in_flight.again(slot);
+                Verdict::Rebuild(reason)
+            }
+        }
+    }
+
+    /// Carries out a verdict that was parked, or gives a record up.
+    pub fn finish(&mut self, opaque: Opaque, end: End) -> Option<Finished> {
+        let slot = self.in_flight.find(opaque)?;
+        self.end(slot, end)
+    }
+
+    fn end(&mut self, slot: u32, end: End) -> Option<Finished> {
+        let entry = *self.in_flight.get(slot)?;
+        if entry.state == State::Done {
+            return None;
+        }
+        let books = self.books.topic(entry.topic);
+        if entry.journaled.is_some() {
+            books.in_wal -= 1;
+        } else {
+            books.in_flight -= 1;
+        }
+        Self::count(books, end);
+        if entry.journaled.is_none() {
+            self.let_go(entry.lsn);
+        }
+        self.in_flight.done(slot);
+        Some(Finished { lsn: entry.lsn, topic: entry.topic, receipt: entry.receipt, end })
+    }
+
+    fn count(books: &mut super::TopicBooks, end: End) {
+        match end {
+            End::Delivered => books.delivered += 1,
+            End::SetAside(reason) => books.set_aside.add(reason, 1),
+            End::Dropped(reason) => books.dropped.add(reason, 1),
+        }
+    }
+
+    /// Gives up everything that is in memory only (a pipeline without a log that closes).
+    pub fn abandon(&mut self, reason: &'static str) -> Vec<Finished> {
+        let slots: Vec<u32> = self.in_flight.unfinished().collect();
+        let end = End::Dropped(reason);
+        let mut finished: Vec<Finished> = slots
+            .into_iter()
+            .filter(|s| self.in_flight.get(*s).is_some_and(|e| e.journaled.is_none()))
+            .collect::<Vec<_>>()
+            .into_iter()
+            .filter_map(|slot| self.end(slot, end))
+            .collect();
+        while let Some(held) = self.memory.front() {
+            let p = held.popped;
+            let lsn = self.journaled;
+            let books = self.books.topic(p.topic);
+            books.in_flight -= 1;
+            Self::count(books, end);
+            finished.push(Finished { lsn, topic: p.topic, receipt: p.receipt, end });
+            self.let_go(lsn);
+        }
+        finished
+    }
+
+    /// A new instance begins: everything that is not final is produced again from `acked`.
+    pub fn rebuilt(&mut self) {
+        self.books.duplicates_possible += self.in_flight.new_instance();
+    }
+
+    // ---- journal -------------------------------------------------------------------------
+
+    /// The next record to put into the log, if its number is below `target`.
+    #[must_use]
+    pub fn next_append(&self, target: Lsn) -> Option<(Lsn, F)> {
+        #[cfg(test)]
+        if self.broken.journal_order {
+            let (at, held) = self.memory.iter().enumerate().rev().find(|(_, h)| !h.done)?;
+            let lsn = Lsn(self.journaled.0 + at as u64);
+            return (self.journaled < target).then_some((lsn, held.popped.frame));
+        }
+        let held = self.memory.front()?;
+        (self.journaled < target).then_some((self.journaled, held.popped.frame))
+    }
+
+    /// The log has the record that [`Sequence::next_append`] named.
+    pub fn appended(&mut self, lsn: Lsn, position: LogPosition) {
+        let Some(at) = lsn.0.checked_sub(self.journaled.0) else { return };
+        let Some(held) = self.memory.get(at as usize) else { return };
+        let (slot, topic) = (held.slot, held.popped.topic);
+        let books = self.books.topic(topic);
+        books.in_flight -= 1;
+        books.in_wal += 1;
+        books.spilled += 1;
+        if slot == NO_SLOT {
+            // Not admitted yet: it, and everything journaled after it, is backlog.
+            self.backlog.get_or_insert(position);
+        } else if let Some(entry) = self.in_flight.get_mut(slot) {
+            entry.journaled = Some(position);
+            #[cfg(test)]
+            if self.broken.produced_once {
+                self.in_flight.again(slot);
+            }
+        }
+        self.let_go(lsn);
+    }
+
+    /// Memory needs this record no longer: its frame goes back, and the `journaled` cursor
+    /// passes everything at the front that is gone.
+    fn let_go(&mut self, lsn: Lsn) {
+        let Some(at) = lsn.0.checked_sub(self.journaled.0) else { return };
+        let Some(held) = self.memory.get_mut(at as usize) else { return };
+        if held.done {
+            return;
+        }
+        held.done = true;
+        self.released.push(held.popped.frame);
+        while self.memory.front().is_some_and(|h| h.done) {
+            self.memory.pop_front();
+            self.journaled = self.journaled.next();
+        }
+        while self.batches.front().is_some_and(|b| b.end <= self.journaled) {
+            self.batches.pop_front();
+        }
+    }
+
+    /// Everything up to here came at or before `cutoff_ns`, or must enter the log before
+    /// something that did. [`Sequence::journaled`] itself when nothing is that old.
+    #[must_use]
+    pub fn journal_target(&self, cutoff_ns: u64) -> Lsn {
+        let old = self.batches.iter().rev().find(|b| b.oldest_ns <= cutoff_ns);
+        old.map_or(self.journaled, |b| b.end)
+    }
+
+    /// Frames that may go back to their lanes; the caller empties the list.
+    pub fn released(&mut self) -> &mut Vec<F> {
+        &mut self.released
+    }
+
+    // ---- looking -------------------------------------------------------------------------
+
+    /// The next number that a popped record gets.
+    #[must_use]
+    pub fn next(&self) -> Lsn {
+        self.next
+    }
+
+    /// The next record to put into the log.
+    #[must_use]
+    pub fn journaled(&self) -> Lsn {
+        self.journaled
+    }
+
+    /// The next record to admit.
+    #[must_use]
+    pub fn produced(&self) -> Lsn {
+        self.produced
+    }
+
+    /// Everything below is final.
+    #[must_use]
+    pub fn acked(&self) -> Lsn {
+        self.in_flight.first_lsn().unwrap_or(self.produced)
+    }
+
+    /// Records in memory only; not final, not journaled.
+    #[must_use]
+    pub fn unsafe_records(&self) -> u64 {
+        self.books.in_flight()
+    }
+
+    /// When the oldest record in memory came; never later than the truth.
+    #[must_use]
+    pub fn oldest_unsafe_ns(&self) -> Option<u64> {
+        self.batches.iter().map(|b| b.oldest_ns).min()
+    }
+
+    /// Records popped that no instance has been given.
+    #[must_use]
+    pub fn waiting_in_memory(&self) -> u64 {
+        self.next.0 - self.produced.0.clamp(self.journaled.0, self.next.0)
+    }
+
+    /// Records that the sink owes a report for.
+    #[must_use]
+    pub fn handed_records(&self) -> usize {
+        self.in_flight.handed()
+    }
+
+    /// Numbers between `acked` and `produced`.
+    #[must_use]
+    pub fn span_records(&self) -> usize {
+        self.in_flight.span_records()
+    }
+
+    /// Whether everything that was popped or recovered is final.
+    #[must_use]
+    pub fn all_final(&self) -> bool {
+        self.backlog.is_none() && self.memory.is_empty() && self.in_flight.span_records() == 0
+    }
+
+    /// The books.
+    #[must_use]
+    pub fn books(&self) -> &Books {
+        &self.books
+    }
+}
