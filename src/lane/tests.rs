@@ -358,7 +358,7 @@ fn accepted_and_closed_are_linear() {
 
 #[test]
 fn each_thread_s_records_stay_in_order_on_a_shared_lane() {
-    let per_thread = many(100_000) as u64;
+    let per_thread = many(20_000) as u64;
     let options = LaneOptions { lane_bytes: 4096, lane_slots: 64, ..SMALL };
     let (lanes, mut drain) = Lanes::new(&options).unwrap();
     let threads: Vec<_> = (0..3u8)
