@@ -147,6 +147,20 @@ impl KafkaSink {
         })
     }
 
+    #[cfg(test)]
+    pub(super) fn raise_fatal(&self) {
+        if let Some(instance) = self.instance() {
+            instance.raise_fatal();
+        }
+    }
+
+    #[cfg(test)]
+    pub(super) fn pause_for_test(&self, partitions: &[(Arc<CStr>, i32)], pause: bool) {
+        if let Some(instance) = self.instance() {
+            instance.pause_resume(partitions, pause);
+        }
+    }
+
     fn instance(&self) -> Option<&Arc<Instance>> {
         match &self.phase {
             Phase::Live(instance) | Phase::Draining { instance, .. } => Some(instance),
