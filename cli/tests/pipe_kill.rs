@@ -56,8 +56,10 @@ fn kill_rounds(pause: bool) {
     let mut bytes = 0;
     for _ in 0..count {
         let first = rounds.last().map_or(0, |r| r.end);
-        let mut running = Running::start(common::pipe(kafka.brokers(), &topic, dir.path())).unwrap();
-        let feeder = Feeder::start(running.take_stdin(), LogLines::new(seed, 0, first), LINES_PER_S);
+        let mut running =
+            Running::start(common::pipe(kafka.brokers(), &topic, dir.path())).unwrap();
+        let feeder =
+            Feeder::start(running.take_stdin(), LogLines::new(seed, 0, first), LINES_PER_S);
         if pause {
             // The broker may still stand from the round before, and goes on under this one.
             sleep_ms(random.within(0, 1000));

@@ -47,7 +47,7 @@ fn wrong_usage_is_exit_2() {
         &["pipe", "--brokers", "b:1", "--topic", "t", "--no-such-option"],
         &["pipe", "--brokers", "b:1", "--topic", "t", "--at-most-once", "--wal-dir", "d"],
         &["pipe", "--brokers", "b:1", "--topic", "t", "--wal-dir", "d", "--close-ms", "soon"],
-        &["pipe", "--brokers", "b:1", "--topic", "t", "--wal-dir", "d", "--key-separator", "ab"],
+        &["pipe", "--brokers", "b:1", "--topic", "t", "--wal-dir", "d", "--key-separator", ""],
     ];
     for args in wrong {
         let mut command = common::forebay();
@@ -72,6 +72,16 @@ fn a_window_out_of_range() {
     let mut command = common::pipe(&nowhere(), "t", dir.path());
     command.args(["--loss-window-ms", "3"]);
     common::assert_refused(&common::run(command, b"x\n", LIMIT), 1, &["loss_window", "allowed"]);
+}
+
+#[test]
+fn a_property_that_the_pipeline_owns_or_that_nobody_knows() {
+    for (name, value) in [("enable.idempotence", "false"), ("no.such.property", "1")] {
+        let dir = common::wal_dir();
+        let mut command = common::pipe(&nowhere(), "t", dir.path());
+        command.arg("-X").arg(format!("{name}={value}"));
+        common::assert_refused(&common::run(command, b"x\n", LIMIT), 1, &[name]);
+    }
 }
 
 #[test]
