@@ -257,7 +257,7 @@ impl Builder {
             None => (None, None),
         };
         let ns = |d: Duration| u64::try_from(d.as_nanos()).unwrap_or(u64::MAX);
-        let flusher = Flusher::new(Parts {
+        let mut flusher = Flusher::new(Parts {
             drain,
             sink,
             wal,
@@ -276,6 +276,8 @@ impl Builder {
             lane_slots: config.lane_slots as u64,
             memory_bytes: memory_bytes as u64,
         });
+        // What was recovered can be seen from the start.
+        flusher.publish(clock.now_ns());
         let threads = Threads::start(flusher, keeper, &shared)
             .map_err(io("starting the pipeline's threads"))?;
         Ok(Pipeline::new(shared, clock, threads, config.drop_timeout))

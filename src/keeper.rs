@@ -94,7 +94,7 @@ impl Keeper {
     pub(crate) fn step(&mut self, now_ns: u64) -> bool {
         let fresh = self.link.take(&mut self.data);
         let checkpoint = fresh.then_some(&self.data);
-        let report = self.wal.step(now_ns, self.clock.unix_ms(), checkpoint);
+        let report = self.wal.step(now_ns, checkpoint);
         if report.prepared {
             self.flusher.wake();
         }

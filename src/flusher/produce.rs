@@ -59,7 +59,8 @@ impl Flusher {
             }
             return;
         }
-        if let Some(why) = self.instance_broken.take().or_else(|| self.sink_state.fatal.clone()) {
+        let broken = self.instance_broken.take();
+        if let Some(why) = self.sink_state.fatal.clone().or(broken) {
             tracing::warn!(reason = %why, "the producer instance is replaced");
             self.figures.rebuilds += 1;
             self.figures.last_rebuild_reason = Some(why);

@@ -28,7 +28,7 @@ impl Flusher {
     }
 
     /// Publishes the snapshot if anything changed, and lets every waiter look.
-    pub(super) fn publish(&mut self, now_ns: u64) {
+    pub(crate) fn publish(&mut self, now_ns: u64) {
         let oldest_unsafe_ns = self.oldest_unsafe_ns();
         let age_ns = oldest_unsafe_ns.map_or(0, |t| now_ns.saturating_sub(t));
         let exposed = self.wal.is_some()
