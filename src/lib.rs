@@ -14,7 +14,7 @@ macro_rules! rooms {
         $(#[$meta])*
         pub mod $name;
         #[cfg(not(feature = "internals"))]
-        #[allow(dead_code)]
+        #[allow(dead_code, unused_imports)]
         $(#[$meta])*
         mod $name;
     )*};
