@@ -56,7 +56,7 @@ impl KafkaOptions {
             stall_timeout_ms: 60_000,
             metadata_interval_ms: 30_000,
             linger_ms: 5,
-            requests_ahead: 2,
+            requests_ahead: 1,
             silent_ms: 100,
         }
     }

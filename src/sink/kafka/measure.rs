@@ -3,6 +3,8 @@
 //! They print and assert nothing about time.
 
 use super::*;
+use crate::record::{RecordView, Shape};
+use std::sync::Arc;
 
 /// CPU time so far, in ms, of the threads whose name starts with `prefix` ("" for all).
 fn cpu_ms(prefix: &str) -> u64 {
@@ -142,7 +144,7 @@ fn cpu_healthy_and_frozen() {
 #[ignore = "a measurement"]
 fn cost_of_pause_and_resume() {
     let (_broker, mut d) = driver(5, 2, 100, 3);
-    let list: Vec<_> = (0..3).map(|p| (std::sync::Arc::<std::ffi::CStr>::from(c"t"), p)).collect();
+    let list: Vec<_> = (0..3).map(|p| (Arc::<std::ffi::CStr>::from(c"t"), p)).collect();
     for count in [1, 3] {
         let mut ns = Vec::new();
         for i in 0..2_000 {
