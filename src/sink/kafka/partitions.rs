@@ -101,7 +101,7 @@ impl Partition {
             }
             Flow::Running => None,
             // Something was reported since, or nothing is left that could be silent.
-            Flow::Paused { since_ns } if !silent || self.heard_ns > since_ns => {
+            Flow::Paused { since_ns } if !silent || self.heard_ns >= since_ns => {
                 self.flow = Flow::Running;
                 Some(Step::Resume)
             }
@@ -111,7 +111,7 @@ impl Partition {
                 Some(Step::Resume)
             }
             Flow::Paused { .. } => None,
-            Flow::Probing { since_ns } if !silent || self.heard_ns > since_ns => {
+            Flow::Probing { since_ns } if !silent || self.heard_ns >= since_ns => {
                 self.flow = Flow::Running;
                 None
             }
