@@ -119,11 +119,11 @@ fn paced(d: &mut Driver, time: Duration, partitions: i32) -> (u64, u64, u64) {
 #[test]
 #[ignore = "a measurement"]
 fn cpu_healthy_and_frozen() {
-    let time = Duration::from_secs(5);
+    let time = Duration::from_secs(4);
     println!("per second of wall time: CPU ms of the process, of rdk:broker threads; records taken");
     for linger in [0, 5, 20] {
         for (name, silent_ms) in [("cure", 100), ("none", 0)] {
-            let (broker, mut d) = driver(linger, 2, silent_ms, 3);
+            let (broker, mut d) = driver(linger, 1, silent_ms, 3);
             for (phase, rtt_ms) in [("healthy rtt 0", 0), ("healthy rtt 5", 5), ("frozen", 60_000)] {
                 broker.round_trip_time(Duration::from_millis(rtt_ms)).unwrap();
                 d.look_for(Duration::from_millis(300));

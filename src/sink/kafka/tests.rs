@@ -187,6 +187,48 @@ fn a_dead_broker_is_paused_and_goes_on() {
 }
 
 #[test]
+fn pausing_all_the_time_loses_nothing_and_keeps_the_order() {
+    let broker = cluster("t", 3);
+    broker.round_trip_time(Duration::from_millis(8)).unwrap();
+    let mut options = KafkaOptions::new(broker.brokers());
+    options.silent_ms = 2;
+    options.linger_ms = 0;
+    let mut d = Driver::new(options);
+    let mut pauses = 0;
+    for i in 0..6_000u32 {
+        d.send("t", &Rec::new(i.to_string()).to((i % 3) as i32)).unwrap();
+        if i % 100 == 99 {
+            d.look_for(Duration::from_millis(5));
+            pauses += d.sink.state().paused_partitions;
+        }
+    }
+    d.until("all reported", |d| d.reports.len() == 6_000);
+    d.assert_all_delivered_once();
+    println!("paused partitions seen, summed over looks: {pauses}");
+    assert!(pauses > 0);
+    let mut last = [-1i64; 3];
+    for g in read(&broker.brokers(), "t", 3, 6_000) {
+        let n: i64 = String::from_utf8(g.value.unwrap()).unwrap().parse().unwrap();
+        assert!(n > last[g.partition as usize], "out of order or doubled: {n}");
+        last[g.partition as usize] = n;
+    }
+}
+
+#[test]
+fn what_librdkafka_retries_is_delivered_in_the_end() {
+    let broker = cluster("t", 1);
+    let mut d = Driver::new(KafkaOptions::new(broker.brokers()));
+    d.send("t", &Rec::new("first")).unwrap();
+    d.until("first", |d| d.reports.len() == 1);
+    broker.fail_produce(&[RDKafkaRespErr::RD_KAFKA_RESP_ERR_NOT_ENOUGH_REPLICAS; 4]);
+    let began = Instant::now();
+    d.send("t", &Rec::new("second")).unwrap();
+    d.until("second", |d| d.reports.len() == 2);
+    println!("delivered at the fifth try, after {} ms", began.elapsed().as_millis());
+    d.assert_all_delivered_once();
+}
+
+#[test]
 fn a_forbidden_topic_fails_with_its_scope_and_comes_back() {
     let broker = cluster("t", 1);
     let mut d = Driver::new(KafkaOptions::new(broker.brokers()));
