@@ -35,7 +35,8 @@ pub struct KafkaOptions {
     pub metadata_interval_ms: u64,
     /// How long librdkafka waits for more records before it sends a request.
     pub linger_ms: u32,
-    /// A partition's records handed over and unreported, in requests.
+    /// A partition's records handed over and unreported, in requests. 1 costs the least CPU per
+    /// record: whatever is queued behind a request makes librdkafka spin until it is answered.
     pub requests_ahead: u32,
     /// Pause a partition that has been silent this long; 0 never pauses.
     pub silent_ms: u64,
