@@ -114,15 +114,7 @@ fn a_silent_partition_is_tried_for_a_moment_and_again() {
     let (pause, resume) = (Step::Pause, Step::Resume);
     assert_eq!(
         log,
-        [
-            (100, pause),
-            (600, resume),
-            (615, pause),
-            (1_115, resume),
-            (1_130, pause),
-            (1_630, resume),
-            (1_645, pause)
-        ]
+        [(100, pause), (600, resume), (615, pause), (1_115, resume), (1_130, pause), (1_630, resume), (1_645, pause)]
     );
     // Silence is counted from the last report, through every try.
     assert_eq!(p.longest_silence(), Some((0, 0)));
@@ -152,4 +144,22 @@ fn a_topic_that_shrinks_keeps_open_accounts() {
     p.reported(3, 10, 1);
     p.set_count(2);
     assert_eq!(p.count(), 2);
+}
+
+#[test]
+fn every_eighth_try_is_a_long_one() {
+    let mut p = partitions(1);
+    p.handed_over(0, 10, false, 0);
+    let mut resumed_at = 0;
+    let mut lengths = Vec::new();
+    for now in 0..10_000 {
+        for (_, step) in steps(&mut p, now) {
+            match step {
+                Step::Resume => resumed_at = now,
+                Step::Pause if resumed_at > 0 => lengths.push(now - resumed_at),
+                Step::Pause => {}
+            }
+        }
+    }
+    assert_eq!(lengths[..9], [15, 15, 15, 15, 15, 15, 15, 120, 15]);
 }
