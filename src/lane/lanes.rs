@@ -364,6 +364,12 @@ impl Lanes {
         self.close();
     }
 
+    /// Takes back a refusal that this thread just got: it tries the same record again.
+    pub fn forgive_refusal(&self, reason: SendError) {
+        let lane = &self.lanes[self.lane_of_thread()];
+        lane.refused.0[reason as usize - 1].fetch_sub(1, Ordering::Relaxed);
+    }
+
     /// Counts a refusal that was decided outside the lanes (`NoReceipt`), and hands it back.
     pub fn count_refusal(&self, reason: SendError) -> SendError {
         self.refuse(self.lane_of_thread(), reason)

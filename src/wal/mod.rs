@@ -1,87 +1,44 @@
-//! The write-ahead log.
+//! The write-ahead log: where records go that Kafka doesn't take now, and where they are read
+//! from when it does.
+//!
+//! Owns: the files of a log's directory. [`Wal`] is the flusher's half (append, read, trim:
+//! no sync, no file made or removed), [`WalKeeper`] the keeper's (everything slow). The bytes
+//! are in [`format`], the verdicts on what recovery meets in `cursor` and `recover`.
+//!
+//! Reading order: `storage`, `format`, `segment`, `log`, `cursor`, `reader`, `recover`,
+//! `keeper`, `checkpoint`.
+
+mod checkpoint;
+mod cursor;
+mod file_storage;
+pub mod format;
+mod inspect;
+mod keeper;
+mod log;
+mod mapping;
+mod memory_storage;
+mod open;
+mod reader;
+mod recover;
+mod segment;
+mod shared;
 mod storage;
+#[cfg(test)]
+mod tests;
 mod types;
+
+pub use checkpoint::{CheckpointData, TopicBooks};
+pub use file_storage::FileStorage;
+pub use format::{FrameHeader, FrameKind, Seal, SegmentHeader, SegmentKind, SetAsideNote};
+pub use inspect::{FrameWalk, Inspected, SegmentSummary, inspect, inspect_checkpoint};
+pub use keeper::{StepReport, WalKeeper};
+pub use log::{Wal, WalStats};
+pub use memory_storage::{FaultPlan, MemoryStorage, StorageOp};
+pub use reader::Reader;
 pub use storage::{AppendFile, Storage, StorageFile};
-pub use types::*;
+pub use types::{
+    AppendError, DamageReport, LogRecord, ReadError, ReadItem, Recovery, SaltSource, WalOptions,
+    random_salts,
+};
 
-use crate::error::OpenError;
-use crate::record::{LogPosition, Lsn, RecordView};
-use crate::topics::TopicTable;
-use std::io;
-use std::sync::Arc;
-
-/// What the checkpoint carries.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct CheckpointData {
-    /// Everything below it is final.
-    pub watermark: Lsn,
-    /// Above every LSN given so far.
-    pub next_lsn: Lsn,
-    /// Records accepted since the directory was made.
-    pub accepted: u64,
-    /// Records delivered.
-    pub delivered: u64,
-    /// Records neither final nor in the log when it was written.
-    pub unsafe_records: u64,
-    /// Books by topic.
-    pub topics: Vec<TopicBooks>,
-}
-
-/// One topic's books.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct TopicBooks {
-    /// The topic.
-    pub name: String,
-    /// Delivered.
-    pub delivered: u64,
-    /// Set aside.
-    pub set_aside: u64,
-    /// Dropped by a counted policy.
-    pub dropped: u64,
-}
-
-/// SKELETON: signatures only in this commit, bodies follow.
-pub struct Wal;
-/// SKELETON.
-pub struct WalKeeper;
-/// SKELETON.
-pub struct Reader;
-/// What one step of the keeper did.
-#[derive(Clone, Debug, Default)]
-pub struct StepReport {
-    /// A segment was prepared: wake a flusher that met `NotReady`.
-    pub prepared: bool,
-    /// A sync returned.
-    pub synced: bool,
-    /// Segments unlinked.
-    pub unlinked: u64,
-    /// The first error of the step.
-    pub error: Option<io::ErrorKind>,
-}
-
-#[allow(unused_variables)]
-impl Wal {
-    pub fn open(
-        storage: Arc<dyn Storage>, topics: Arc<TopicTable>, options: WalOptions,
-        salts: SaltSource, now_unix_ms: i64,
-    ) -> Result<(Wal, WalKeeper, Recovery), OpenError> { unimplemented!() }
-    pub fn prepare_batch(&mut self, bytes: u64) -> Result<(), AppendError> { unimplemented!() }
-    pub fn append(&mut self, lsn: Lsn, record: &RecordView<'_>) -> Result<LogPosition, AppendError> { unimplemented!() }
-    pub fn set_aside(&mut self, lsn: Lsn, record: &RecordView<'_>, reason: &str, code: i32, now_unix_ms: i64) -> Result<LogPosition, AppendError> { unimplemented!() }
-    pub fn reader(&self, from: LogPosition) -> Reader { unimplemented!() }
-    pub fn read_next<'r>(&self, reader: &'r mut Reader) -> ReadItem<'r> { unimplemented!() }
-    pub fn read_at(&mut self, position: LogPosition) -> Result<LogRecord<'_>, ReadError> { unimplemented!() }
-    pub fn trim(&mut self, acked: Lsn) { unimplemented!() }
-    pub fn bytes_on_disk(&self) -> u64 { unimplemented!() }
-    /// Everything below it is power-safe.
-    pub fn synced_below(&self) -> Lsn { unimplemented!() }
-    /// Seals what is open (at close).
-    pub fn seal(&mut self) { unimplemented!() }
-}
-#[allow(unused_variables)]
-impl WalKeeper {
-    /// One turn; checkpoint: the newest data if it changed.
-    pub fn step(&mut self, now_ns: u64, now_unix_ms: i64, checkpoint: Option<&CheckpointData>) -> StepReport { unimplemented!() }
-    /// Syncs everything appended so far (flush, close, sync_now).
-    pub fn sync_now(&mut self) -> io::Result<()> { unimplemented!() }
-}
+use format::segment_name;
