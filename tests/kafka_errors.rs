@@ -4,7 +4,7 @@
 mod kafka_common;
 
 use forebay::{OpenError, Pipeline};
-use forebay_testkit::{Kafka, dead_port, say};
+use forebay_testkit::{Kafka, dead_port, private_dir, say};
 use kafka_common as common;
 use std::time::{Duration, Instant};
 
@@ -13,7 +13,7 @@ fn a_property_that_the_pipeline_owns_is_refused_and_named() {
     for (name, value) in
         [("enable.idempotence", "false"), ("acks", "1"), ("message.timeout.ms", "1000")]
     {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = private_dir();
         let builder = Pipeline::builder().brokers("127.0.0.1:1").wal_dir(dir.path());
         let refused = builder.extra(name, value).open().err();
         let text = refused.as_ref().map(ToString::to_string).unwrap_or_default();
@@ -24,7 +24,7 @@ fn a_property_that_the_pipeline_owns_is_refused_and_named() {
 
 #[test]
 fn a_property_that_librdkafka_does_not_know_is_refused_and_named() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = private_dir();
     let builder = Pipeline::builder().brokers("127.0.0.1:1").wal_dir(dir.path());
     let refused = builder.extra("no.such.property", "1").open().err();
     let text = refused.map(|e| e.to_string()).unwrap_or_default();
@@ -33,7 +33,7 @@ fn a_property_that_librdkafka_does_not_know_is_refused_and_named() {
 
 #[test]
 fn a_name_that_kafka_does_not_allow_is_refused() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = private_dir();
     let brokers = format!("127.0.0.1:{}", dead_port());
     let pipeline = Pipeline::builder().brokers(brokers).wal_dir(dir.path()).open().unwrap();
     for name in ["", ".", "..", "a b", "a/b", "ä", &"x".repeat(250)] {
@@ -46,7 +46,7 @@ fn a_name_that_kafka_does_not_allow_is_refused() {
 fn a_record_too_large_for_its_topic_is_set_aside_alone() {
     let Some(kafka) = Kafka::shared() else { return };
     let topic_name = kafka.topic_with("small", 1, &[("max.message.bytes", "20000")]);
-    let dir = tempfile::tempdir().unwrap();
+    let dir = private_dir();
     let (pipeline, topic) = common::open(kafka.brokers(), dir.path(), &topic_name);
     let large = vec![b'x'; 50_000];
     for n in 0..200u32 {
@@ -72,7 +72,7 @@ fn a_record_too_large_for_its_topic_is_set_aside_alone() {
 fn an_unknown_topic_is_set_aside_or_waits_and_others_go_on() {
     let Some(kafka) = Kafka::shared() else { return };
     let topic_name = kafka.topic("known", 1);
-    let dir = tempfile::tempdir().unwrap();
+    let dir = private_dir();
     let (pipeline, known) = common::open(kafka.brokers(), dir.path(), &topic_name);
     let unknown = pipeline.topic("nobody-made-this-one").unwrap();
     for _ in 0..100 {
@@ -105,7 +105,7 @@ fn an_unknown_topic_is_set_aside_or_waits_and_others_go_on() {
 
 #[test]
 fn a_record_over_the_limit_is_refused_at_send_and_counted() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = private_dir();
     let brokers = format!("127.0.0.1:{}", dead_port());
     let pipeline = Pipeline::builder().brokers(brokers).wal_dir(dir.path()).open().unwrap();
     let topic = pipeline.topic("t").unwrap();

@@ -5,7 +5,7 @@ mod kafka_common;
 
 use forebay::{Pipeline, Stats};
 use forebay_testkit::audit::Audit;
-use forebay_testkit::{Kafka, KafkaOptions, dead_port, heavy, say};
+use forebay_testkit::{Kafka, KafkaOptions, dead_port, heavy, private_dir, say};
 use kafka_common as common;
 use std::time::Duration;
 
@@ -26,7 +26,7 @@ fn outage(fault: Fault) {
     let _heavy = heavy();
     let Some(mut kafka) = Kafka::start(KafkaOptions::default()) else { return };
     let topic_name = kafka.topic("outage", common::PARTITIONS);
-    let dir = tempfile::tempdir().unwrap();
+    let dir = private_dir();
     let (pipeline, topic) = common::open(kafka.brokers(), dir.path(), &topic_name);
 
     let load = common::Load::start(&topic, 2, RECORDS_PER_S, u64::MAX);
@@ -115,7 +115,7 @@ fn a_pipeline_closed_in_an_outage_is_delivered_by_the_next() {
     let _heavy = heavy();
     let Some(mut kafka) = Kafka::start(KafkaOptions::default()) else { return };
     let topic_name = kafka.topic("closed", common::PARTITIONS);
-    let dir = tempfile::tempdir().unwrap();
+    let dir = private_dir();
     let (pipeline, topic) = common::open(kafka.brokers(), dir.path(), &topic_name);
     kafka.pause();
     let sent = common::Load::start(&topic, 2, RECORDS_PER_S, 50_000).finish();
@@ -149,7 +149,7 @@ fn a_pipeline_closed_in_an_outage_is_delivered_by_the_next() {
 
 #[test]
 fn brokers_that_do_not_resolve_open_and_spill_and_say_disconnected() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = private_dir();
     let builder = Pipeline::builder().brokers("no-such-host.invalid:9092").wal_dir(dir.path());
     let pipeline = builder.open().expect("it opens without Kafka");
     let topic = pipeline.topic("t").expect("a good name");
@@ -172,7 +172,7 @@ fn brokers_that_do_not_resolve_open_and_spill_and_say_disconnected() {
 
 #[test]
 fn drop_does_not_wait_for_kafka_and_loses_nothing() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = private_dir();
     let brokers = format!("127.0.0.1:{}", dead_port());
     let open = || Pipeline::builder().brokers(brokers.as_str()).wal_dir(dir.path()).open().unwrap();
     let pipeline = open();

@@ -1,5 +1,8 @@
 //! What the scenarios against a real Kafka share: a load of known records, and the figures.
 
+// Each test file uses its own part of this.
+#![allow(dead_code)]
+
 use forebay::{CloseReport, Pipeline, Stats, Topic};
 use forebay_testkit::audit::{Id, Stream};
 use forebay_testkit::{Consumed, process};
