@@ -419,7 +419,6 @@ impl Recoverer<'_> {
                     info.header.number
                 ));
                 to.records += lost;
-                due = info.header.first_frame;
             }
             let here = if info.header.number == begin.0.segment { begin.1 } else { info.header.first_frame };
             to.records += info.next_frame.saturating_sub(here);
