@@ -4,6 +4,7 @@
 //! except [`Sink::close`].
 
 pub use crate::record::{Header, Headers, RecordView, Shape, TopicId};
+pub use crate::report::{Opaque, Outcome, Reason, Report, Scope};
 
 mod memory;
 pub use memory::{MemoryHandle, MemoryRecord, MemorySink};
@@ -13,60 +14,6 @@ pub mod kafka;
 
 #[cfg(any(feature = "embedded", all(test, feature = "kafka")))]
 pub mod embedded;
-
-/// What the flusher gives the sink with a record and gets back in its report: the slot of the
-/// in-flight table (low 32 bits) and the slot's generation (high 32 bits).
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, PartialOrd, Ord)]
-pub struct Opaque(pub u64);
-
-/// How far an error reaches.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub enum Scope {
-    /// This record can never be delivered: it is set aside.
-    Record,
-    /// Every record of one request failed; each may be good on its own.
-    Batch,
-    /// Every record of the topic fails alike (unknown, unauthorised).
-    Topic,
-    /// The producer instance is unusable: rebuild it.
-    Instance,
-    /// Goes away by itself: produce the record again.
-    Transient,
-}
-
-/// Why a record was not delivered; a stable short name for counters, and the text of it.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub struct Reason {
-    /// Stable, snake_case: `message_too_large`, `topic_unavailable`, ...
-    pub name: &'static str,
-    /// The sink's own error number (librdkafka's `rd_kafka_resp_err_t`), 0 if it has none.
-    pub code: i32,
-}
-
-/// How a record ended in the sink.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Outcome {
-    /// The delivery report says it is persisted.
-    Delivered,
-    /// It was not delivered, and whether the broker may hold it all the same.
-    Failed {
-        /// How far the error reaches.
-        scope: Scope,
-        /// Why.
-        reason: Reason,
-        /// The broker may have appended it (status POSSIBLY_PERSISTED or unknown).
-        possibly_persisted: bool,
-    },
-}
-
-/// One delivery report.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Report {
-    /// What came with the record.
-    pub opaque: Opaque,
-    /// How it ended.
-    pub outcome: Outcome,
-}
 
 /// Why a sink did not take a record. The record was not handed over.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -113,8 +60,12 @@ pub trait Sink: Send {
     ///
     /// # Errors
     /// See [`ProduceError`]; on an error nothing was handed over.
-    fn produce(&mut self, topic: &str, record: &RecordView<'_>, opaque: Opaque)
-    -> Result<(), ProduceError>;
+    fn produce(
+        &mut self,
+        topic: &str,
+        record: &RecordView<'_>,
+        opaque: Opaque,
+    ) -> Result<(), ProduceError>;
 
     /// Appends the reports that have come since the last call, without waiting, and does the
     /// sink's own upkeep (pausing silent partitions, metadata). Called at every look.

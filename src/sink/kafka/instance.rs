@@ -86,12 +86,7 @@ impl Instance {
         let conf = unsafe { rd_kafka_conf_dup(config.conf.as_ptr()) };
         // SAFETY: `conf` is a live configuration; `text` is as long as is said.
         let rk = unsafe {
-            rd_kafka_new(
-                rd_kafka_type_t::RD_KAFKA_PRODUCER,
-                conf,
-                text.as_mut_ptr(),
-                text.len(),
-            )
+            rd_kafka_new(rd_kafka_type_t::RD_KAFKA_PRODUCER, conf, text.as_mut_ptr(), text.len())
         };
         let Some(rk) = NonNull::new(rk) else {
             // SAFETY: when `rd_kafka_new` fails the configuration stays ours.
@@ -156,8 +151,7 @@ impl Instance {
             // SAFETY: the enum that it returns has the size and alignment of an `i32`.
             unsafe { std::mem::transmute(rd_kafka_metadata as *const c_void) };
         // SAFETY: `rk` is live; `metadata` is written on success only.
-        let code =
-            unsafe { ask(self.rk.as_ptr(), 0, ptr::null_mut(), &mut metadata, timeout_ms) };
+        let code = unsafe { ask(self.rk.as_ptr(), 0, ptr::null_mut(), &mut metadata, timeout_ms) };
         if code != 0 || metadata.is_null() {
             return Err(code);
         }
@@ -438,8 +432,7 @@ unsafe fn read_delivery(message: *const rd_kafka_message_t) -> Delivery {
             partition: (*message).partition,
             bytes: ((*message).len + (*message).key_len) as u64,
             opaque: (*message)._private as u64,
-            possibly_persisted: status
-                != rd_kafka_msg_status_t::RD_KAFKA_MSG_STATUS_NOT_PERSISTED,
+            possibly_persisted: status != rd_kafka_msg_status_t::RD_KAFKA_MSG_STATUS_NOT_PERSISTED,
         }
     }
 }
@@ -476,8 +469,11 @@ pub(super) fn partition_of(key: &[u8], count: usize, murmur2: bool) -> i32 {
     if count == 0 {
         return 0;
     }
-    let choose =
-        if murmur2 { rd_kafka_msg_partitioner_murmur2 } else { rd_kafka_msg_partitioner_consistent };
+    let choose = if murmur2 {
+        rd_kafka_msg_partitioner_murmur2
+    } else {
+        rd_kafka_msg_partitioner_consistent
+    };
     // SAFETY: both functions only read the key; neither looks at the topic or the opaques.
     unsafe {
         choose(

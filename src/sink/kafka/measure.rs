@@ -72,7 +72,9 @@ fn driver(linger_ms: u32, ahead: u32, silent_ms: u64, partitions: i32) -> (Embed
 #[test]
 #[ignore = "a measurement"]
 fn throughput() {
-    println!("bytes parts linger ahead | k/s   ns/produce  CPU us/record (whole process, mock too)");
+    println!(
+        "bytes parts linger ahead | k/s   ns/produce  CPU us/record (whole process, mock too)"
+    );
     for (bytes, count) in [(100, 600_000u64), (1_000, 150_000)] {
         for partitions in [1, 3] {
             for linger in [0, 5, 20] {
@@ -83,7 +85,9 @@ fn throughput() {
                     let (s, ns) = push(&mut d, &load, count);
                     let cpu = (cpu_ms("") - cpu) as f64 * 1e3 / count as f64;
                     let rate = count as f64 / s / 1e3;
-                    println!("{bytes:5} {partitions:5} {linger:6} {ahead:5} | {rate:6.0} {ns:8.0} {cpu:10.2}");
+                    println!(
+                        "{bytes:5} {partitions:5} {linger:6} {ahead:5} | {rate:6.0} {ns:8.0} {cpu:10.2}"
+                    );
                 }
             }
         }
@@ -120,11 +124,14 @@ fn paced(d: &mut Driver, time: Duration, partitions: i32) -> (u64, u64, u64) {
 #[ignore = "a measurement"]
 fn cpu_healthy_and_frozen() {
     let time = Duration::from_secs(4);
-    println!("per second of wall time: CPU ms of the process, of rdk:broker threads; records taken");
+    println!(
+        "per second of wall time: CPU ms of the process, of rdk:broker threads; records taken"
+    );
     for linger in [0, 5, 20] {
         for (name, silent_ms) in [("cure", 100), ("none", 0)] {
             let (broker, mut d) = driver(linger, 1, silent_ms, 3);
-            for (phase, rtt_ms) in [("healthy rtt 0", 0), ("healthy rtt 5", 5), ("frozen", 60_000)] {
+            for (phase, rtt_ms) in [("healthy rtt 0", 0), ("healthy rtt 5", 5), ("frozen", 60_000)]
+            {
                 broker.round_trip_time(Duration::from_millis(rtt_ms)).unwrap();
                 d.look_for(Duration::from_millis(300));
                 let (all, brokers, sent) = paced(&mut d, time, 3);

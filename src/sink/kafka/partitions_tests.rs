@@ -114,7 +114,15 @@ fn a_silent_partition_is_tried_for_a_moment_and_again() {
     let (pause, resume) = (Step::Pause, Step::Resume);
     assert_eq!(
         log,
-        [(100, pause), (600, resume), (615, pause), (1_115, resume), (1_130, pause), (1_630, resume), (1_645, pause)]
+        [
+            (100, pause),
+            (600, resume),
+            (615, pause),
+            (1_115, resume),
+            (1_130, pause),
+            (1_630, resume),
+            (1_645, pause)
+        ]
     );
     // Silence is counted from the last report, through every try.
     assert_eq!(p.longest_silence(), Some((0, 0)));

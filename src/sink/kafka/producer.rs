@@ -331,7 +331,6 @@ impl KafkaSink {
         self.probe();
         self.metadata_soon(METADATA_TROUBLE_NS);
     }
-
 }
 
 impl Sink for KafkaSink {

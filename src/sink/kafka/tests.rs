@@ -6,9 +6,9 @@ use crate::error::OpenError;
 use crate::sink::embedded::EmbeddedBroker;
 use crate::sink::{Opaque, Outcome, ProduceError, Scope, Sink};
 use crate::wake::Waker;
+use rdkafka::ClientConfig;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
 use rdkafka::types::RDKafkaRespErr;
-use rdkafka::ClientConfig;
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 

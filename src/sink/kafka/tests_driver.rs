@@ -177,4 +177,3 @@ pub fn cluster(topic: &str, partitions: i32) -> EmbeddedBroker {
     broker.create_topic(topic, partitions).unwrap();
     broker
 }
-

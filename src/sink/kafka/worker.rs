@@ -15,7 +15,10 @@ const METADATA_TIMEOUT_MS: i32 = 1_000;
 
 /// What the thread is asked to do.
 pub(super) enum Command {
-    Metadata { instance: Arc<Instance>, generation: u64 },
+    Metadata {
+        instance: Arc<Instance>,
+        generation: u64,
+    },
     Build,
     Destroy(Arc<Instance>),
     /// Takes the answers' end away, so that an instance in it is dropped by the thread.

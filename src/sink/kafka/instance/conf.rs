@@ -57,7 +57,9 @@ impl Config {
         if shown(name, value) != value && value.len() > 2 {
             problem = problem.replace(value, "***");
         }
-        if problem.contains("not available at build time") || problem.contains("not supported in this build") {
+        if problem.contains("not available at build time")
+            || problem.contains("not supported in this build")
+        {
             problem.push_str("; build forebay with the feature that brings it (ssl, gssapi, zstd)");
         }
         Err(config::refuse(name, shown(name, value), problem))
@@ -84,4 +86,3 @@ impl Drop for Config {
         unsafe { rd_kafka_conf_destroy(self.conf.as_ptr()) };
     }
 }
-

@@ -1,8 +1,7 @@
 //! Owns the life of instances: metadata, and from draining to a new one.
 
 use super::{
-    KafkaSink, METADATA_SOON_NS, METADATA_TROUBLE_NS, Phase, REBUILD_PAUSE_MAX_NS,
-    REBUILD_PAUSE_NS,
+    KafkaSink, METADATA_SOON_NS, METADATA_TROUBLE_NS, Phase, REBUILD_PAUSE_MAX_NS, REBUILD_PAUSE_NS,
 };
 use crate::sink::kafka::describe;
 use crate::sink::kafka::errors::classify;
@@ -113,7 +112,9 @@ impl KafkaSink {
 
     pub(super) fn advance(&mut self) {
         match self.phase {
-            Phase::Draining { until_ns, .. } if self.outstanding == 0 || self.now_ns >= until_ns => {
+            Phase::Draining { until_ns, .. }
+                if self.outstanding == 0 || self.now_ns >= until_ns =>
+            {
                 self.give_up_instance();
                 let until_ns = self.now_ns + self.next_pause();
                 self.phase = Phase::Waiting { until_ns };
