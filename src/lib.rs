@@ -41,6 +41,7 @@ rooms! {
     wake;
     wal;
 }
+pub mod inspect;
 pub mod sink;
 mod sync;
 

@@ -1,11 +1,13 @@
-//! The `forebay` command: lines to Kafka through Forebay.
+//! The `forebay` command: lines to Kafka through Forebay, a demo, and what a log holds.
 //!
 //! Owns the choice of the subcommand and the exit codes: 0 all is well, 1 something is wrong
 //! (one line on standard error says what), 2 wrong usage.
 
+mod demo;
 mod input;
 mod pipe;
 mod report;
+mod wal;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
@@ -20,13 +22,17 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    Demo(demo::Args),
     Pipe(pipe::Args),
+    Wal(wal::Args),
 }
 
 fn main() -> ExitCode {
     let Cli { command } = Cli::parse();
     let result = match command {
+        Command::Demo(args) => demo::run(args),
         Command::Pipe(args) => pipe::run(args),
+        Command::Wal(args) => wal::run(args),
     };
     match result {
         Ok(code) => code,

@@ -13,6 +13,8 @@ use std::time::Duration;
 pub struct EmbeddedBroker {
     cluster: MockCluster<'static, DefaultProducerContext>,
     brokers: i32,
+    /// The broker behind those, which no outage reaches.
+    reader: Option<i32>,
 }
 
 impl std::fmt::Debug for EmbeddedBroker {
@@ -32,7 +34,18 @@ impl EmbeddedBroker {
     /// When librdkafka can't open the ports.
     pub fn new(brokers: i32) -> Result<Self, OpenError> {
         let cluster = MockCluster::new(brokers).map_err(failed)?;
-        Ok(EmbeddedBroker { cluster, brokers })
+        Ok(EmbeddedBroker { cluster, brokers, reader: None })
+    }
+
+    /// The same with one broker more, which leads nothing and serves consumers only. No outage
+    /// reaches it, so that a test or a demo can go on counting what was appended.
+    ///
+    /// # Errors
+    /// When librdkafka can't open the ports.
+    pub fn with_reader(brokers: i32) -> Result<Self, OpenError> {
+        let reader = brokers.saturating_add(1);
+        let cluster = MockCluster::new(reader).map_err(failed)?;
+        Ok(EmbeddedBroker { cluster, brokers, reader: Some(reader) })
     }
 
     /// The bootstrap servers, `host:port` with commas between.
@@ -46,7 +59,14 @@ impl EmbeddedBroker {
     /// # Errors
     /// When the name or the count isn't allowed.
     pub fn create_topic(&self, topic: &str, partitions: i32) -> Result<(), OpenError> {
-        self.cluster.create_topic(topic, partitions, 1).map_err(failed)
+        self.cluster.create_topic(topic, partitions, 1).map_err(failed)?;
+        let Some(reader) = self.reader else { return Ok(()) };
+        for partition in 0..partitions {
+            let leader = 1 + partition % self.brokers;
+            self.cluster.partition_leader(topic, partition, Some(leader)).map_err(failed)?;
+            self.cluster.partition_follower(topic, partition, reader).map_err(failed)?;
+        }
+        Ok(())
     }
 
     /// Shuts every broker: connections break and new ones are refused.
