@@ -319,7 +319,8 @@ pub fn run(args: &Args) -> Result<ExitCode, Box<dyn Error>> {
     let (back, outage) = (Instant::now(), gone.elapsed());
     second.say("back");
     note(format_args!("the brokers are back"));
-    let due = second.log().recovered.unwrap_or(0) + second.newest().accepted.iter().sum::<u64>();
+    let recovered = second.log().recovered.unwrap_or(0);
+    let due = recovered + second.newest().accepted.iter().sum::<u64>();
     let limit = Instant::now() + left + PATIENCE;
     let mut drained = None;
     while !second.is_over() && Instant::now() < limit {
