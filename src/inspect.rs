@@ -6,7 +6,8 @@
 
 use crate::record::{Header, Headers};
 use crate::wal::{
-    FileStorage, FrameKind, FrameWalk, Inspected, SegmentKind, SegmentSummary, inspect, inspect_checkpoint,
+    FileStorage, FrameKind, FrameWalk, Inspected, SegmentKind, SegmentSummary, inspect,
+    inspect_checkpoint,
 };
 use std::io;
 use std::path::Path;

@@ -170,7 +170,8 @@ fn list(directory: &Directory, args: &Ls) -> io::Result<bool> {
         listing.bytes += row.bytes;
         listing.damaged_records += row.damaged_records;
         listing.not_final += row.not_final;
-        let kind = if row.set_aside { &mut listing.set_aside_records } else { &mut listing.records };
+        let kind =
+            if row.set_aside { &mut listing.set_aside_records } else { &mut listing.records };
         *kind += row.records;
         listing.segments.push(row);
     }
@@ -323,7 +324,8 @@ fn write_records(directory: &Directory, args: &Dump) -> io::Result<bool> {
             match item {
                 Item::Record(record) => {
                     failed = if args.raw {
-                        out.write_all(record.value.unwrap_or(&[])).and_then(|()| out.write_all(b"\n"))
+                        out.write_all(record.value.unwrap_or(&[]))
+                            .and_then(|()| out.write_all(b"\n"))
                     } else {
                         write_json(&mut out, directory, &record)
                     };
@@ -345,9 +347,9 @@ fn write_records(directory: &Directory, args: &Dump) -> io::Result<bool> {
 fn write_json(out: &mut impl Write, directory: &Directory, record: &Record<'_>) -> io::Result<()> {
     let headers: Vec<Value> =
         record.headers().map(|(name, value)| json!([name, bytes(value)])).collect();
-    let set_aside = record.set_aside.map(
-        |why| json!({ "reason": why.reason, "code": why.code, "unix_ms": why.unix_ms }),
-    );
+    let set_aside = record
+        .set_aside
+        .map(|why| json!({ "reason": why.reason, "code": why.code, "unix_ms": why.unix_ms }));
     let object = json!({
         "lsn": record.lsn,
         "topic": record.topic,

@@ -17,6 +17,11 @@ const WARM_UP: Duration = Duration::from_millis(500);
 /// Without any record becoming final for this long, the wait for the rest is given up.
 const PATIENCE: Duration = Duration::from_secs(30);
 
+/// What an answer takes while the consumer is behind.
+const SLOW: Duration = Duration::from_millis(20);
+/// Bytes that a record takes in a broker beside its value.
+const RECORD_BYTES: u64 = 20;
+
 /// What is to happen.
 #[derive(Clone, Copy, Debug)]
 pub struct Plan {
@@ -26,6 +31,8 @@ pub struct Plan {
     pub outage: Option<(Duration, Duration)>,
     /// How they go.
     pub kind: OutageKind,
+    /// Bytes of a value.
+    pub payload: u32,
 }
 
 /// What happened.
@@ -95,6 +102,7 @@ pub struct Conductor<'a> {
     outage_from: Option<Mark>,
     /// When the brokers came back, and how many records had to become final from then on.
     back: Option<(Instant, u64)>,
+    is_slowed: bool,
     timeline: Timeline,
 }
 
@@ -115,6 +123,7 @@ impl<'a> Conductor<'a> {
             healthy_from: None,
             outage_from: None,
             back: None,
+            is_slowed: false,
             timeline: Timeline::default(),
         }
     }
@@ -175,6 +184,9 @@ impl<'a> Conductor<'a> {
                 self.end_outage(stats);
             }
         }
+        if self.sending.phase() != Phase::Outage {
+            self.bound_unread(stats);
+        }
         if let Some((since, target)) = self.back
             && self.timeline.drained.is_none()
             && finished(stats) >= target
@@ -194,6 +206,17 @@ impl<'a> Conductor<'a> {
         }
     }
 
+    /// Bounds what is delivered to what the consumer has read, where the mock would drop the rest.
+    fn bound_unread(&mut self, stats: &Stats) {
+        let Some(most) = self.scene.unread_bytes_max() else { return };
+        let unread = stats.books.delivered.saturating_sub(self.reading.passed());
+        let is_behind = unread * (u64::from(self.plan.payload) + RECORD_BYTES) > most;
+        if is_behind != self.is_slowed {
+            self.is_slowed = is_behind;
+            self.scene.slow_down(if is_behind { SLOW } else { Duration::ZERO });
+        }
+    }
+
     fn begin_outage(&mut self) {
         let mark = Mark::now();
         self.timeline.failed |= self.scene.begin_outage(self.plan.kind).is_err();
@@ -203,6 +226,7 @@ impl<'a> Conductor<'a> {
     }
 
     fn end_outage(&mut self, stats: &Stats) {
+        self.is_slowed = false;
         let mark = Mark::now();
         self.timeline.failed |= self.scene.end_outage(self.plan.kind).is_err();
         self.sending.set_phase(Phase::CatchingUp);

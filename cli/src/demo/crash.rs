@@ -254,8 +254,9 @@ impl Cost {
                 cost.lost += 1;
                 cost.lost_outside_window += u64::from(number < safe);
                 // Accepted at the latest when it was first told of.
-                let told_at = told
-                    .partition_point(|t| t.accepted.get(source as usize).is_none_or(|n| *n <= number));
+                let told_at = told.partition_point(|t| {
+                    t.accepted.get(source as usize).is_none_or(|n| *n <= number)
+                });
                 let at_ns = told.get(told_at).map_or(killed_ns, |t| t.at_ns);
                 let age_ms = killed_ns.saturating_sub(at_ns) / 1_000_000;
                 cost.oldest_lost_ms = cost.oldest_lost_ms.max(age_ms);
@@ -334,7 +335,8 @@ pub fn run(args: &Args) -> Result<ExitCode, Box<dyn Error>> {
 
     let first_log = first.log();
     let second_accepted = second.newest().accepted;
-    let at_least = second_accepted.iter().sum::<u64>() + first_log.told.last().map_or(0, |t| t.delivered);
+    let at_least =
+        second_accepted.iter().sum::<u64>() + first_log.told.last().map_or(0, |t| t.delivered);
     let arrived = reader.finish(at_least, Duration::from_secs(3));
     let window_ms = args.loss_window_ms.unwrap_or(LOSS_WINDOW_MS);
     let cost = Cost::new(&first_log.told, killed_ns, window_ms, &arrived);
@@ -348,7 +350,8 @@ pub fn run(args: &Args) -> Result<ExitCode, Box<dyn Error>> {
     let ended = Ended {
         window_ms,
         lost: (cost.lost + missing_after).saturating_sub(tally.trimmed),
-        lost_outside_window: (cost.lost_outside_window + missing_after).saturating_sub(tally.trimmed),
+        lost_outside_window: (cost.lost_outside_window + missing_after)
+            .saturating_sub(tally.trimmed),
         cost,
         tally,
         outage,
@@ -361,7 +364,11 @@ pub fn run(args: &Args) -> Result<ExitCode, Box<dyn Error>> {
         end,
     };
     let good = ended.is_good();
-    if args.json { print_object(&ended.json())? } else { print_text(&ended.text())? }
+    if args.json {
+        print_object(&ended.json())?
+    } else {
+        print_text(&ended.text())?
+    }
     scene.clean(good);
     Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
@@ -446,7 +453,11 @@ impl Ended {
             _ => format!("the oldest was accepted {} ms before the kill", self.cost.oldest_lost_ms),
         };
         row("  lost", self.cost.lost, &age);
-        row("  lost beyond the window", self.lost_outside_window, &format!("of {} ms", self.window_ms));
+        row(
+            "  lost beyond the window",
+            self.lost_outside_window,
+            &format!("of {} ms", self.window_ms),
+        );
         row("found in the log", self.of("recovered"), "by the second process");
         row("accepted by the second", self.of("accepted"), "");
         row("delivered by the second", self.of("delivered"), "");

@@ -167,7 +167,12 @@ pub fn run(args: Args) -> Result<ExitCode, Box<dyn Error>> {
     let reader = scene.start_reader()?;
     let senders = senders::Senders::start(&args, &pipeline, &topic, scene.run(), 0)?;
     let view = view::View::new(&args);
-    let plan = Plan { seconds: args.seconds, outage: args.outage_plan(), kind: args.outage };
+    let plan = Plan {
+        seconds: args.seconds,
+        outage: args.outage_plan(),
+        kind: args.outage,
+        payload: args.payload,
+    };
     let mut conductor = Conductor::new(plan, &scene, &reader, &senders);
     let mut stats = || pipeline.stats();
     conductor.play(&mut stats, |glance| view.show(glance));

@@ -128,8 +128,8 @@ impl Oracle {
         };
         // A number that far is no number; the bits for it would take all memory.
         let absurd = number > 1 << 40;
-        let changed = key != Some(&key_text(key_at)[..])
-            || value.is_none_or(|v| v.len() != self.payload);
+        let changed =
+            key != Some(&key_text(key_at)[..]) || value.is_none_or(|v| v.len() != self.payload);
         if absurd || changed {
             self.tally.strangers += 1;
             return;

@@ -359,8 +359,9 @@ mod tests {
     fn numbers_as_people_read_them() {
         let counts = [0, 12, 999, 1000, 123_456, 1_234_567].map(count);
         assert_eq!(counts, ["0", "12", "999", "1,000", "123,456", "1,234,567"]);
-        assert_eq!([80, 9_999, 12_345, 45_000_000].map(nanos), [
-            "80 ns", "9999 ns", "12 \u{b5}s", "45 ms"
-        ]);
+        assert_eq!(
+            [80, 9_999, 12_345, 45_000_000].map(nanos),
+            ["80 ns", "9999 ns", "12 \u{b5}s", "45 ms"]
+        );
     }
 }

@@ -13,7 +13,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-/// Brokers of the embedded cluster; one more, which no outage reaches, serves the reader.
+/// Brokers of the embedded cluster.
 const BROKERS: i32 = 3;
 /// Partitions of its topic.
 const PARTITIONS: i32 = 3;
@@ -21,6 +21,8 @@ const TOPIC: &str = "demo";
 /// What a frozen broker's answers wait: longer than any demo. Those on their way go out when
 /// the time is set back.
 const FROZEN: Duration = Duration::from_secs(100_000);
+/// The mock keeps 5 MiB of each partition. From this much unread on, its answers get slow.
+const UNREAD_BYTES_MAX: u64 = 4 << 20;
 
 /// Brokers, topic and directory.
 pub struct Scene {
@@ -41,7 +43,13 @@ impl Scene {
         let run = (age.as_nanos() as u64) ^ (u64::from(std::process::id()) << 48);
         let embedded = match &args.brokers {
             Some(_) => None,
-            None => Some(EmbeddedBroker::with_reader(BROKERS)?),
+            // Answers that a frozen broker held back come late in the mock, also to a consumer
+            // and after the thaw: so a broker of its own serves the consumer then. Brokers that
+            // are down shall all be down.
+            None if args.outage == OutageKind::Freeze => {
+                Some(EmbeddedBroker::with_reader(BROKERS)?)
+            }
+            None => Some(EmbeddedBroker::new(BROKERS)?),
         };
         let topic = args.topic.clone().unwrap_or_else(|| TOPIC.to_owned());
         if let Some(embedded) = &embedded {
@@ -99,6 +107,20 @@ impl Scene {
             (Some(broker), OutageKind::Freeze) => broker.round_trip_time(Duration::ZERO),
             (Some(broker), OutageKind::Down) => broker.up(),
         }
+    }
+
+    /// Makes every answer of the embedded cluster take `time`, so that no more is produced than
+    /// the consumer reads.
+    pub fn slow_down(&self, time: Duration) {
+        if let Some(broker) = &self.embedded {
+            // A mock that refuses stays as fast as it was; what it trims is counted.
+            let _ = broker.round_trip_time(time);
+        }
+    }
+
+    /// Bytes that the embedded cluster may hold unread; `None` of a real one, which keeps them.
+    pub fn unread_bytes_max(&self) -> Option<u64> {
+        self.embedded.as_ref().map(|_| UNREAD_BYTES_MAX)
     }
 
     /// Removes a temporary directory, unless there is something in it to look at.

@@ -131,7 +131,11 @@ impl Senders {
                 thread: thread as usize,
                 per_s: args.rate as f64 / f64::from(args.threads),
                 seconds: args.seconds,
-                value: value(run, generation * SOURCES_PER_GENERATION + thread, args.payload as usize),
+                value: value(
+                    run,
+                    generation * SOURCES_PER_GENERATION + thread,
+                    args.payload as usize,
+                ),
                 shared: shared.clone(),
             };
             // The first send of a thread draws its number; here it has nobody's figures to spoil.
