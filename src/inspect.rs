@@ -215,8 +215,14 @@ impl Segment {
         self.summary.bytes
     }
 
-    /// Whether its header is good. One that isn't was prepared and never used, is damaged or was
-    /// written by a newer version.
+    /// Whether it is prepared and nothing was written to it yet.
+    #[must_use]
+    pub fn is_unused(&self) -> bool {
+        self.summary.is_unused
+    }
+
+    /// Whether its header is good. One that isn't is unused, is damaged or was written by a newer
+    /// version.
     #[must_use]
     pub fn is_readable(&self) -> bool {
         self.summary.header.is_some()

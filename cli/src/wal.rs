@@ -97,7 +97,9 @@ enum State {
     Sealed,
     /// Being written, or left by a process that didn't close.
     Open,
-    /// Prepared and never used, damaged, or of a newer version.
+    /// Prepared; nothing was written to it yet.
+    Unused,
+    /// Damaged, or of a newer version.
     Unreadable,
 }
 
@@ -189,7 +191,8 @@ fn list(directory: &Directory, args: &Ls) -> io::Result<bool> {
         listing.print(&mut out)?;
     }
     out.flush()?;
-    Ok(listing.damaged_records == 0)
+    let unreadable = listing.segments.iter().filter(|s| s.state == State::Unreadable).count();
+    Ok(listing.damaged_records == 0 && unreadable == 0)
 }
 
 /// A segment's row: from its seal where that is enough, else by a walk.
@@ -203,6 +206,7 @@ fn look(directory: &Directory, segment: &Segment, sums: &mut Sums) -> io::Result
         ),
         set_aside: segment.is_set_aside(),
         state: match (segment.is_readable(), &sealed) {
+            (false, _) if segment.is_unused() => State::Unused,
             (false, _) => State::Unreadable,
             (true, Some(_)) => State::Sealed,
             (true, None) => State::Open,
@@ -299,6 +303,7 @@ impl Listing {
             let state = match row.state {
                 State::Sealed => "sealed",
                 State::Open => "open",
+                State::Unused => "unused",
                 State::Unreadable => "unreadable",
             };
             let lsns = match (row.first_lsn, row.last_lsn) {
@@ -318,8 +323,9 @@ impl Listing {
 fn write_records(directory: &Directory, args: &Dump) -> io::Result<bool> {
     let mut out = BufWriter::with_capacity(256 << 10, io::stdout().lock());
     let mut failed = Ok(());
-    let mut damaged = 0;
+    let (mut damaged, mut unreadable) = (0, 0);
     for segment in directory.segments()? {
+        unreadable += u64::from(!segment.is_readable() && !segment.is_unused());
         directory.walk(&segment, |item| {
             match item {
                 Item::Record(record) => {
@@ -341,7 +347,10 @@ fn write_records(directory: &Directory, args: &Dump) -> io::Result<bool> {
     if damaged > 0 {
         say(format_args!("{damaged} records are damaged and can't be shown"));
     }
-    Ok(damaged == 0)
+    if unreadable > 0 {
+        say(format_args!("{unreadable} segments are damaged or of a newer version"));
+    }
+    Ok(damaged == 0 && unreadable == 0)
 }
 
 fn write_json(out: &mut impl Write, directory: &Directory, record: &Record<'_>) -> io::Result<()> {

@@ -1,7 +1,7 @@
 //! `forebay demo --json`: the object, the exit code, and that an outage costs nothing.
 
 use forebay_testkit::process::{Ended, Running};
-use forebay_testkit::{heavy, say};
+use forebay_testkit::{Kafka, heavy, say};
 use serde_json::Value;
 use std::process::Command;
 use std::time::Duration;
@@ -127,13 +127,31 @@ fn without_a_log_what_is_refused_is_said() {
     let _heavy = heavy();
     // More than two lanes hold, with an outage as long as it needs.
     let ended = demo(&[
-        "--seconds=2", "--outage-after=0.5", "--outage-for=1.5", "--rate=250000", "--at-most-once",
+        "--seconds=2",
+        "--outage-after=0.5",
+        "--outage-for=1.5",
+        "--rate=250000",
+        "--at-most-once",
     ]);
     assert_eq!(ended.code(), Some(1), "{ended:?}");
     say(&format!("demo --at-most-once:\n{}", ended.stdout));
     for words in ["no log (at most once)", "NOT GOOD", "refused: without a log"] {
         assert!(ended.stdout.contains(words), "{words}: {ended:?}");
     }
+}
+
+#[test]
+fn a_real_kafka_shows_the_same() {
+    let _heavy = heavy();
+    let Some(kafka) = Kafka::shared() else { return };
+    let topic = kafka.topic("demo", 3);
+    let args = ["--brokers", kafka.brokers(), "--topic", &topic, "--rate", "20000", "--json"];
+    let ended = demo(&[&args[..], &["--seconds", "2", "--at-most-once"]].concat());
+    let json = assert_whole(&ended);
+    say(&format!("demo, a real Kafka: {json}"));
+    let of = |name| count(&json, name);
+    assert_eq!((of("accepted"), of("consumed_distinct")), (40_000, 40_000), "{json}");
+    assert_eq!((of("outage_ms"), of("duplicates"), of("trimmed_by_mock")), (0, 0, 0), "{json}");
 }
 
 #[test]
@@ -144,6 +162,7 @@ fn wrong_usage_is_told_apart() {
     assert_eq!(code(&["--crash", "--at-most-once"]), Some(2));
     assert_eq!(code(&["--payload", "7"]), Some(2));
     let ended = demo(&["--seconds", "1"]);
-    assert_eq!(ended.code(), Some(1));
+    assert_eq!(ended.code(), Some(2));
     assert!(ended.stderr.contains("--outage-after"), "{ended:?}");
+    assert_eq!(code(&["--crash", "--outage-for", "0"]), Some(2));
 }

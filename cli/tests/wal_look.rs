@@ -60,6 +60,9 @@ fn what_a_log_holds_is_seen_while_it_is_open_and_after() {
     for seen in [&live, &after] {
         assert_eq!((&seen["records"], &seen["not_final"]), (&1002.into(), &1002.into()), "{seen}");
         assert_eq!(seen["damaged_records"], 0, "{seen}");
+        let states: Vec<_> =
+            seen["segments"].as_array().unwrap().iter().map(|s| &s["state"]).collect();
+        assert!(!states.contains(&&Value::from("unreadable")), "{seen}");
         let topic = serde_json::json!({"topic": "look", "records": 1002, "not_final": 1002});
         assert_eq!(seen["topics"], Value::from(vec![topic]), "{seen}");
     }

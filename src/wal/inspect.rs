@@ -24,6 +24,8 @@ pub struct SegmentSummary {
     pub bytes: u64,
     /// Its header; `None` in one that was never used, that is damaged, or of a newer version.
     pub header: Option<SegmentHeader>,
+    /// Nothing was written to it yet, or it has gone meanwhile.
+    pub is_unused: bool,
     /// Its counts, once it is sealed.
     pub seal: Option<Seal>,
 }
@@ -79,15 +81,25 @@ pub fn inspect_checkpoint(storage: &dyn Storage) -> Option<CheckpointData> {
 }
 
 fn summary(storage: &dyn Storage, kind: SegmentKind, number: u64) -> SegmentSummary {
-    let mut summary = SegmentSummary { number, kind, bytes: 0, header: None, seal: None };
-    let Ok(file) = storage.open(&segment_name(kind, number)) else { return summary };
+    let mut summary =
+        SegmentSummary { number, kind, bytes: 0, header: None, is_unused: false, seal: None };
+    let file = match storage.open(&segment_name(kind, number)) {
+        Ok(file) => file,
+        Err(e) => {
+            summary.is_unused = e.kind() == io::ErrorKind::NotFound;
+            return summary;
+        }
+    };
     summary.bytes = file.len().unwrap_or(0);
     let mut area = [0; HEADER_AREA_BYTES as usize];
-    let read = file.read_at(0, &mut area).unwrap_or(0);
-    if let HeaderVerdict::Good(header) = SegmentHeader::judge(&area[..read]) {
-        summary.header = Some(header);
-        summary.seal = Locator::find(&area[..read], header.salt)
-            .and_then(|l| read_seal(&*file, &header, l.offset, l.length).ok().flatten());
+    let Ok(read) = file.read_at(0, &mut area) else { return summary };
+    match SegmentHeader::judge(&area[..read]) {
+        HeaderVerdict::Good(header) => {
+            summary.header = Some(header);
+            summary.seal = Locator::find(&area[..read], header.salt)
+                .and_then(|l| read_seal(&*file, &header, l.offset, l.length).ok().flatten());
+        }
+        verdict => summary.is_unused = verdict == HeaderVerdict::Unused,
     }
     summary
 }

@@ -172,7 +172,8 @@ impl<'a> Conductor<'a> {
 
     fn tick(&mut self, stats: &Stats, show: &mut impl FnMut(&Glance<'_>)) {
         let elapsed = self.elapsed();
-        if self.healthy_from.is_none() && elapsed >= WARM_UP.min(self.plan.seconds / 4) {
+        let until = self.plan.outage.map_or(self.plan.seconds, |(after, _)| after);
+        if self.healthy_from.is_none() && elapsed >= WARM_UP.min(until / 4) {
             self.healthy_from = Some(Mark::now());
         }
         self.timeline.in_wal_peak = self.timeline.in_wal_peak.max(stats.books.in_wal);

@@ -276,7 +276,7 @@ fn cores(from: &Told, to: &Told) -> f64 {
 /// Runs the demo with a crash in it.
 pub fn run(args: &Args) -> Result<ExitCode, Box<dyn Error>> {
     let Some((after, lasts)) = args.outage_plan() else {
-        return Err("--crash needs an outage: --outage-for above 0".into());
+        return Err("a crash needs an outage".into());
     };
     let scene = Scene::new(args)?;
     let reader = scene.start_reader()?;

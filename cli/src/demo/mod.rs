@@ -143,10 +143,12 @@ pub fn run(args: Args) -> Result<ExitCode, Box<dyn Error>> {
     if let Some(child) = args.crash_child {
         return crash::child(&args, child);
     }
-    if let Some((after, _)) = args.outage_plan()
-        && after >= args.seconds
-    {
-        return Err("--outage-after must be less than --seconds".into());
+    match args.outage_plan() {
+        Some((after, _)) if after >= args.seconds => {
+            return Ok(wrong_usage("--outage-after must be less than --seconds"));
+        }
+        None if args.crash => return Ok(wrong_usage("--crash needs --outage-for above 0")),
+        _ => {}
     }
     if args.crash {
         return crash::run(&args);
@@ -204,6 +206,11 @@ pub fn run(args: Args) -> Result<ExitCode, Box<dyn Error>> {
     let good = outcome.verdict.is_good();
     scene.clean(good);
     Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn wrong_usage(what: &str) -> ExitCode {
+    say(format_args!("{what}"));
+    ExitCode::from(2)
 }
 
 /// Sleeps until `at`, if that is still to come.

@@ -305,9 +305,10 @@ impl Outcome {
             column("in the outage"),
             column("catching up")
         )?;
-        let healthy = Quantiles::new(&sent.healthy).rows();
-        let outage = Quantiles::new(&sent.outage).rows();
-        let after = Quantiles::new(&sent.catching_up).rows();
+        let [healthy, outage, after] =
+            [&sent.healthy, &sent.outage, &sent.catching_up].map(|l| Quantiles::new(l).rows());
+        // No send takes 0 ns: there was none.
+        let nanos = |ns: u64| if ns == 0 { "-".to_owned() } else { nanos(ns) };
         for ((h, o), a) in healthy.iter().zip(&outage).zip(&after) {
             writeln!(
                 to,
