@@ -8,9 +8,9 @@
 //! | offset | size | what |
 //! |---|---|---|
 //! | 0 | 128 | header |
-//! | 256 | 32 | seal locator, zero until the segment is sealed |
+//! | 256 | 40 | seal locator, zero until the segment is sealed |
 //! | 512 | 128 | copy of the header, in a sector of its own |
-//! | 768 | 32 | copy of the seal locator |
+//! | 768 | 40 | copy of the seal locator |
 //! | 1024 | | frames, each at a multiple of 8, to the first zero commit word |
 //!
 //! # Header
@@ -77,8 +77,9 @@
 //! | 0 | 8 | offset of the seal frame |
 //! | 8 | 8 | its length |
 //! | 16 | 8 | frame number of the next record after this segment |
-//! | 24 | 4 | reserved, 0 |
-//! | 28 | 4 | CRC-32, seeded with the salt, of bytes 0 to 27 |
+//! | 24 | 8 | last LSN, as in the seal |
+//! | 32 | 4 | reserved, 0 |
+//! | 36 | 4 | CRC-32, seeded with the salt, of bytes 0 to 35 |
 //!
 //! # What is assumed of the medium
 //! An aligned 8-byte store is never torn in memory. On disk a sector of 512 bytes is old or
@@ -155,9 +156,10 @@ mod at {
     pub const LOCATOR_OFFSET: usize = 0;
     pub const LOCATOR_LEN: usize = LOCATOR_OFFSET + 8;
     pub const LOCATOR_NEXT_FRAME: usize = LOCATOR_LEN + 8;
-    pub const LOCATOR_CRC: usize = LOCATOR_NEXT_FRAME + 8 + 4;
+    pub const LOCATOR_LAST_LSN: usize = LOCATOR_NEXT_FRAME + 8;
+    pub const LOCATOR_CRC: usize = LOCATOR_LAST_LSN + 8 + 4;
     pub const LOCATOR_END: usize = LOCATOR_CRC + 4;
-    const _: () = assert!(LOCATOR_END == 32);
+    const _: () = assert!(LOCATOR_END == 40);
 }
 
 pub(super) fn put<const N: usize>(to: &mut [u8], at: usize, bytes: [u8; N]) {
@@ -523,6 +525,7 @@ pub(super) struct Locator {
     pub offset: u64,
     pub length: u64,
     pub next_frame: u64,
+    pub last_lsn: u64,
 }
 
 impl Locator {
@@ -531,6 +534,7 @@ impl Locator {
         put(&mut b, at::LOCATOR_OFFSET, self.offset.to_le_bytes());
         put(&mut b, at::LOCATOR_LEN, self.length.to_le_bytes());
         put(&mut b, at::LOCATOR_NEXT_FRAME, self.next_frame.to_le_bytes());
+        put(&mut b, at::LOCATOR_LAST_LSN, self.last_lsn.to_le_bytes());
         let mut crc = crc32fast::Hasher::new_with_initial(salt);
         crc.update(&b[..at::LOCATOR_CRC]);
         put(&mut b, at::LOCATOR_CRC, crc.finalize().to_le_bytes());
@@ -547,6 +551,7 @@ impl Locator {
                 offset: get_u64(b, at::LOCATOR_OFFSET),
                 length: get_u64(b, at::LOCATOR_LEN),
                 next_frame: get_u64(b, at::LOCATOR_NEXT_FRAME),
+                last_lsn: get_u64(b, at::LOCATOR_LAST_LSN),
             };
             let holds = crc.finalize() == get_u32(b, at::LOCATOR_CRC);
             (holds && locator.offset >= HEADER_AREA_BYTES && locator.length > 0).then_some(locator)

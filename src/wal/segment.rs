@@ -241,8 +241,12 @@ impl SegmentWriter {
             SegmentError::Io(e) => e,
             SegmentError::NoRoom => io::ErrorKind::WriteZero.into(),
         })?;
-        let locator =
-            Locator { offset: at, length: u64::from(header.length), next_frame: self.next_frame };
+        let locator = Locator {
+            offset: at,
+            length: u64::from(header.length),
+            next_frame: self.next_frame,
+            last_lsn: self.last_lsn,
+        };
         let bytes = locator.encode(self.header.salt);
         for at in LOCATOR_AT {
             self.file.write_at(at, &bytes)?;
