@@ -22,10 +22,8 @@
 
 use super::checkpoint::{CheckpointData, Manifest, SLOTS, read_slots};
 use super::cursor::{Cursor, Found};
-use super::format::{
-    HEADER_AREA_BYTES, HeaderVerdict, LocalTopics, Locator, NEWER_DIR, QUARANTINE_DIR,
-    SET_ASIDE_DIR, SegmentHeader, SegmentKind, number_of, pad8, segment_name,
-};
+use super::format::{HEADER_AREA_BYTES, HeaderVerdict, LocalTopics, NEWER_DIR, QUARANTINE_DIR, SET_ASIDE_DIR, SegmentHeader, SegmentKind, number_of, pad8, segment_name};
+use super::seal::{Locator};
 use super::keeper::quarantine_range;
 use super::reader::{SegmentInfo, intern_all, read_seal};
 use super::shared::BadRange;

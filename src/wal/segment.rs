@@ -4,11 +4,8 @@
 //! void frame takes its place, so that nothing half-written is ever taken for a record. When
 //! even that fails, the segment is broken and takes no more.
 
-use super::format::{
-    FRAME_HEADER_BYTES, FrameHeader, FrameKind, HEADER_AREA_BYTES, HEADER_AT, LOCATOR_AT, Locator,
-    SEAL_FIXED_BYTES, SEAL_ROW_BYTES, Seal, SegmentHeader, SetAsideNote,
-    TOPICS_PER_SEGMENT_MAX, commit_word, pad8,
-};
+use super::format::{FRAME_HEADER_BYTES, FrameHeader, FrameKind, HEADER_AREA_BYTES, HEADER_AT, SegmentHeader, SetAsideNote, TOPICS_PER_SEGMENT_MAX, commit_word, pad8};
+use super::seal::{LOCATOR_AT, Locator, SEAL_FIXED_BYTES, SEAL_ROW_BYTES, Seal};
 use super::storage::AppendFile;
 use crate::record::{Lsn, RecordView, TopicId};
 use crate::topics::TopicTable;

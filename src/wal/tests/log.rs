@@ -126,7 +126,7 @@ fn set_aside_records_keep_their_reason() {
     let mut seen = 0;
     for segment in inspect(&storage).expect("listed") {
         let Some(mut walk) = FrameWalk::new(&storage, &segment).expect("opened") else { continue };
-        while let Some(item) = walk.next().expect("read") {
+        while let Some(item) = walk.next_frame().expect("read") {
             match item {
                 Inspected::Frame { header, topic, note: Some(note), body, .. } => {
                     assert_eq!((note.reason, note.code, note.unix_ms), ("message too large", 10, 77));
