@@ -185,6 +185,8 @@ impl WalKeeper {
         let made = file
             .populate(0, bytes)
             .and_then(|()| file.file().sync())
+            // The manifest must never name a file that a power cut can take back.
+            .and_then(|()| storage.sync_dir())
             .and_then(|()| self.publish_manifest());
         if let Err(e) = made {
             let _ = storage.unlink(&name);
