@@ -32,4 +32,6 @@ rooms! {
     wake;
     wal;
 }
+#[cfg(test)]
+mod sim;
 mod sync;

@@ -169,7 +169,7 @@ pub(crate) struct Broken {
 }
 
 /// One sequence of records over one log. `F` names an arena frame.
-#[derive(Clone, Debug)]
+#[derive(Clone, Hash, Debug)]
 pub struct Sequence<F> {
     limits: Limits,
     next: Lsn,
@@ -334,8 +334,13 @@ impl<F: Copy> Sequence<F> {
         self.backlog
     }
 
-    /// A record read at the `produced` cursor. The reader stands behind it now.
+    /// A record read at the `produced` cursor. The reader stands behind it now. One that was
+    /// admitted before is passed over: a reader that is set up anew starts at the last of them.
     pub fn admit(&mut self, frame: Backlog) {
+        if frame.lsn < self.produced {
+            return;
+        }
+        self.backlog = Some(frame.position);
         let slot = self.in_flight.admit(frame.lsn, frame.topic, frame.bytes, frame.receipt);
         if let Some(entry) = self.in_flight.get_mut(slot) {
             entry.journaled = Some(frame.position);
