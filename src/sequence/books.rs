@@ -3,7 +3,7 @@
 use crate::record::TopicId;
 
 /// Counts by a stable reason name; few distinct names, so a list serves.
-#[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Counts(Vec<(&'static str, u64)>);
 
 impl Counts {
@@ -27,7 +27,7 @@ impl Counts {
 }
 
 /// Where one topic's records stand, from the pop on.
-#[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct TopicBooks {
     /// Popped from a lane by this run.
     pub popped: u64,
@@ -50,7 +50,7 @@ pub struct TopicBooks {
 }
 
 /// All topics' books and what belongs to no topic.
-#[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Books {
     topics: Vec<TopicBooks>,
     /// Frames that the log counted and could not give back: nobody knows their topic.

@@ -7,6 +7,7 @@
 use super::checker::{Checker, Id, Violation};
 use crate::report::{Opaque, Outcome, Reason, Report, Scope};
 use std::collections::VecDeque;
+use std::hash::{Hash, Hasher};
 
 /// What the broker did with a request.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -21,6 +22,12 @@ pub(crate) enum Fate {
     AppendedUnknown(Scope),
 }
 
+impl Fate {
+    fn is_refused(self) -> bool {
+        matches!(self, Fate::Refused(_) | Fate::AppendedUnknown(_))
+    }
+}
+
 /// How a broker answers badly.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub(crate) struct Refusal {
@@ -29,11 +36,19 @@ pub(crate) struct Refusal {
     pub(crate) appended: bool,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 struct Request {
     id: Id,
     opaque: Opaque,
     fate: Fate,
+}
+
+/// Two requests for one record differ by their fate alone: which slot the opaque names decides
+/// nothing.
+impl Hash for Request {
+    fn hash<H: Hasher>(&self, to: &mut H) {
+        (self.id, self.fate).hash(to);
+    }
 }
 
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
@@ -112,17 +127,24 @@ impl Brokers {
             Fate::Refused(scope) => (scope, false),
             Fate::AppendedUnknown(scope) => (scope, true),
         };
-        checker.failed(request.id, self.live.queues[partition].iter().map(|r| r.id));
+        // Behind a barred request nothing can be appended by this instance.
+        let later = if self.live.barred[partition] { 0 } else { usize::MAX };
+        checker.failed(request.id, self.live.queues[partition].iter().take(later).map(|r| r.id));
         let reason = Reason { name: "model", code: 1 };
         let outcome = Outcome::Failed { scope, reason, possibly_persisted };
         Some(Report { opaque: request.opaque, outcome })
     }
 
-    /// The live instance is given up: another one takes over, of run `run`.
-    pub(crate) fn replace(&mut self, run: u8) {
+    /// The live instance is given up: another one takes over, of run `run`. Requests behind a
+    /// refused one may still be appended, before the refused record is produced again.
+    pub(crate) fn replace(&mut self, run: u8, checker: &mut Checker) {
         let fresh = Instance::new(run, self.partitions());
         let mut old = std::mem::replace(&mut self.live, fresh);
         for (queue, barred) in old.queues.iter_mut().zip(&old.barred) {
+            for (i, request) in queue.iter().enumerate().filter(|(_, r)| r.fate.is_refused()) {
+                let later = if *barred { 0 } else { usize::MAX };
+                checker.failed(request.id, queue.iter().skip(i + 1).take(later).map(|r| r.id));
+            }
             queue.retain(|r| r.fate == Fate::Pending && !barred);
         }
         old.barred.fill(false);

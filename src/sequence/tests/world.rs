@@ -7,6 +7,7 @@ use crate::record::{LogPosition, Lsn, TopicId};
 use crate::report::{Opaque, Outcome, Reason, Scope};
 use crate::sim::brokers::{Brokers, Refusal};
 use crate::sim::checker::{Checker, Id, Violation};
+use std::hash::{Hash, Hasher};
 
 /// One record of a script.
 #[derive(Clone, Copy, Debug)]
@@ -26,6 +27,8 @@ pub(super) struct Plan {
     pub(super) crashes: u8,
     pub(super) rebuilds: u8,
     pub(super) transients: u8,
+    /// The sink may be busy after the sequence was asked; the reader may be given up.
+    pub(super) hiccups: bool,
 }
 
 /// One step of the world.
@@ -38,7 +41,6 @@ pub(super) enum Step {
     /// The sink refuses the record before it is handed over.
     Reject,
     Append,
-    Checkpoint,
     BrokerAppends(usize),
     BrokerRefuses(usize, Refusal),
     Report(usize),
@@ -47,7 +49,8 @@ pub(super) enum Step {
     /// The reader of the backlog is given up; the next one starts where the sequence says.
     DropReader,
     Rebuild,
-    Crash,
+    /// The process dies; the watermark stored last is this.
+    Crash(Lsn),
 }
 
 /// Where a record of the script stands in this run's books.
@@ -60,7 +63,7 @@ enum Where {
     SetAside,
 }
 
-#[derive(Clone, Hash, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct World {
     seq: Sequence<u8>,
     brokers: Brokers,
@@ -80,6 +83,33 @@ pub(super) struct World {
     crashes: u8,
     rebuilds: u8,
     transients: u8,
+}
+
+/// What decides the future: records that are final and frames below the watermark don't.
+impl Hash for World {
+    fn hash<H: Hasher>(&self, to: &mut H) {
+        self.seq.canonical(|frame| self.arena[frame as usize], to);
+        self.brokers.hash(to);
+        self.checker.hash(to);
+        (self.crashes, self.rebuilds, self.transients, self.run).hash(to);
+        for (_, id) in &self.parked {
+            id.hash(to);
+        }
+        for ((stand, lsn), sent) in self.stands.iter().zip(&self.lsns).zip(&self.sent) {
+            (stand, sent).hash(to);
+            if matches!(stand, Where::Memory | Where::Log) {
+                lsn.hash(to);
+            }
+        }
+        if self.crashes > 0 {
+            // Only a crash reads the log from the watermark; what isn't final is hashed above.
+            self.watermark.hash(to);
+            let kept = self.log.iter().filter(|(lsn, _)| *lsn >= self.watermark);
+            kept.for_each(|frame| frame.hash(to));
+        }
+        let read = self.reader.map(|at| self.log.get(at).map(|(lsn, _)| *lsn));
+        read.hash(to);
+    }
 }
 
 fn topic(send: &Send) -> TopicId {
@@ -128,7 +158,9 @@ impl World {
         steps.extend(threads.map(Step::Pop));
         match self.seq.clone().next_produce() {
             Next::Produce { lsn, .. } => {
-                steps.push(Step::Busy);
+                if plan.hiccups {
+                    steps.push(Step::Busy);
+                }
                 if !self.brokers.is_fatal() {
                     steps.push(Step::Produce);
                 }
@@ -139,14 +171,11 @@ impl World {
             Next::Read => steps.push(Step::Produce),
             Next::SpanFull | Next::JournalFirst | Next::Idle => {}
         }
-        if self.reader.is_some() {
+        if plan.hiccups && self.reader.is_some() {
             steps.push(Step::DropReader);
         }
         if plan.limits.journal != Journal::Off && self.seq.next_append(self.seq.next()).is_some() {
             steps.push(Step::Append);
-        }
-        if self.watermark != self.seq.acked() && !self.log.is_empty() {
-            steps.push(Step::Checkpoint);
         }
         for p in 0..2 {
             self.broker_steps(plan, p, &mut steps);
@@ -159,7 +188,11 @@ impl World {
             steps.push(Step::Rebuild);
         }
         if self.crashes > 0 && self.popped > 0 {
-            steps.push(Step::Crash);
+            // The stored watermark may be any that was true since the last one known.
+            let acked = self.seq.acked();
+            let between = self.log.iter().map(|(lsn, _)| *lsn);
+            let between = between.filter(|l| *l > self.watermark && *l < acked);
+            steps.extend([self.watermark, acked].into_iter().chain(between).map(Step::Crash));
         }
         steps
     }
@@ -199,7 +232,6 @@ impl World {
             Step::Busy => drop(self.seq.next_produce()),
             Step::Reject => self.reject()?,
             Step::Append => self.append(plan)?,
-            Step::Checkpoint => self.watermark = self.seq.acked(),
             Step::BrokerAppends(p) => self.brokers.append(p, &mut self.checker)?,
             Step::BrokerRefuses(p, how) => {
                 self.transients -= u8::from(how.scope == Scope::Transient);
@@ -211,7 +243,10 @@ impl World {
             Step::SetAside => self.set_aside()?,
             Step::DropReader => self.reader = None,
             Step::Rebuild => self.rebuild(),
-            Step::Crash => self.crash(plan),
+            Step::Crash(watermark) => {
+                self.watermark = watermark;
+                self.crash(plan);
+            },
         }
         self.take_back_frames()?;
         self.check_books()
@@ -348,7 +383,7 @@ impl World {
             self.rebuilds -= 1;
         }
         self.checker.allow_duplicates(self.brokers.outstanding() as u32);
-        self.brokers.replace(self.run);
+        self.brokers.replace(self.run, &mut self.checker);
         self.seq.rebuilt();
     }
 
@@ -369,7 +404,7 @@ impl World {
         }
         self.run += 1;
         self.crashes -= 1;
-        self.brokers.replace(self.run);
+        self.brokers.replace(self.run, &mut self.checker);
         self.arena.fill(None);
         self.parked.clear();
         self.reader = None;
@@ -393,9 +428,9 @@ impl World {
         for (_, id) in found {
             self.stands[*id as usize] = Where::Log;
         }
-        if let Some((first, _)) = found.first() {
+        if let Some(first) = found.iter().map(|(lsn, _)| *lsn).min() {
             let position = LogPosition { segment: 0, offset: from as u64 };
-            self.seq.recovered_from(position, *first);
+            self.seq.recovered_from(position, first);
         }
     }
 
@@ -429,6 +464,10 @@ impl World {
         if books.unaccounted() != 0 {
             return Err(format!("unaccounted: {}", books.unaccounted()));
         }
+        if self.seq.broken.journal_order {
+            // The contract's own checks have to see that one.
+            return Ok(());
+        }
         let acked = self.seq.acked();
         let open = self.stands.iter().zip(&self.lsns);
         let mut open = open.filter(|(w, _)| matches!(w, Where::Memory | Where::Log));
@@ -441,8 +480,7 @@ impl World {
     /// Nothing is left to do but late appends, faults and bookkeeping.
     pub(super) fn is_quiet(steps: &[Step]) -> bool {
         steps.iter().all(|s| {
-            matches!(s, Step::LateAppend(..) | Step::Crash | Step::Checkpoint)
-                || matches!(s, Step::Rebuild | Step::DropReader)
+            matches!(s, Step::LateAppend(..) | Step::Crash(_) | Step::Rebuild | Step::DropReader)
         })
     }
 
