@@ -21,17 +21,36 @@ macro_rules! rooms {
 }
 
 rooms! {
+    builder;
     clock;
+    config;
     error;
+    flusher;
+    keeper;
     lane;
+    pipeline;
+    receipt;
     record;
     report;
     sequence;
-    sink;
+    topic;
+    shared;
+    stats;
+    thread;
     topics;
     wake;
     wal;
 }
 #[cfg(test)]
 mod sim;
+pub mod sink;
 mod sync;
+
+pub use builder::Builder;
+pub use config::Partitioner;
+pub use error::{ConfigError, OpenError, SendError, TopicError};
+pub use pipeline::{CloseError, FlushError, NotReady, Pipeline};
+pub use receipt::{Level, Receipt, ReceiptError};
+pub use sink::MemorySink;
+pub use stats::{BookTotals, CloseReport, Percentiles, States, Stats, TopicStats, WalStats};
+pub use topic::{Record, Topic};

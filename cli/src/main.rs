@@ -1,2 +1,38 @@
-//! The `forebay` command.
-fn main() {}
+//! The `forebay` command: lines to Kafka through Forebay.
+//!
+//! Owns the choice of the subcommand and the exit codes: 0 all is well, 1 something is wrong
+//! (one line on standard error says what), 2 wrong usage.
+
+mod input;
+mod pipe;
+mod report;
+
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+/// Get records to Kafka without ever waiting for it.
+#[derive(Parser)]
+#[command(name = "forebay", version, about, arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Pipe(pipe::Args),
+}
+
+fn main() -> ExitCode {
+    let Cli { command } = Cli::parse();
+    let result = match command {
+        Command::Pipe(args) => pipe::run(args),
+    };
+    match result {
+        Ok(code) => code,
+        Err(error) => {
+            report::say(format_args!("{error}"));
+            ExitCode::FAILURE
+        }
+    }
+}

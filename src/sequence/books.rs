@@ -55,6 +55,8 @@ pub struct Books {
     topics: Vec<TopicBooks>,
     /// Frames that the log counted and could not give back: nobody knows their topic.
     pub damaged: u64,
+    /// Records that the log counted at open without knowing their topic: damaged then already.
+    pub recovered_unknown: u64,
     /// Records handed to a sink again whose first copy the broker may have kept.
     pub duplicates_possible: u64,
     /// Records produced again in one instance after a report that they were not persisted:
@@ -91,7 +93,7 @@ impl Books {
     /// Records found in the log at open.
     #[must_use]
     pub fn recovered(&self) -> u64 {
-        self.sum(|t| t.recovered)
+        self.sum(|t| t.recovered) + self.recovered_unknown
     }
 
     /// Records in memory only.
@@ -104,7 +106,7 @@ impl Books {
     /// so it is taken off here.
     #[must_use]
     pub fn in_wal(&self) -> u64 {
-        self.sum(|t| t.in_wal).saturating_sub(self.damaged)
+        (self.sum(|t| t.in_wal) + self.recovered_unknown).saturating_sub(self.damaged)
     }
 
     /// Records delivered.

@@ -114,6 +114,8 @@ pub struct Finished {
     pub topic: TopicId,
     /// Its receipt, or `u32::MAX`.
     pub receipt: u32,
+    /// When it came; `None` for a record read from the log.
+    pub arrival_ns: Option<u64>,
     /// How it ended.
     pub end: End,
 }
@@ -215,6 +217,11 @@ impl<F: Copy> Sequence<F> {
         let books = self.books.topic(topic);
         books.recovered += records;
         books.in_wal += records;
+    }
+
+    /// The log counted this many more records, of topics that nobody knows any more.
+    pub fn recovered_unknown(&mut self, records: u64) {
+        self.books.recovered_unknown += records;
     }
 
     /// The recovered backlog begins here, with number `first`.
@@ -396,6 +403,13 @@ impl<F: Copy> Sequence<F> {
         }
     }
 
+    /// Where the bytes of a parked record lie now: the log may have got them meanwhile.
+    #[must_use]
+    pub fn source_of(&self, opaque: Opaque) -> Option<(Lsn, Source<F>)> {
+        let slot = self.in_flight.find(opaque)?;
+        Some((self.in_flight.get(slot)?.lsn, self.source(slot)?))
+    }
+
     /// Carries out a verdict that was parked, or gives a record up.
     pub fn finish(&mut self, opaque: Opaque, end: End) -> Option<Finished> {
         let slot = self.in_flight.find(opaque)?;
@@ -414,11 +428,14 @@ impl<F: Copy> Sequence<F> {
             books.in_flight -= 1;
         }
         Self::count(books, end);
+        let mut arrival_ns = None;
         if entry.journaled.is_none() {
+            let at = (entry.lsn.0 - self.journaled.0) as usize;
+            arrival_ns = self.memory.get(at).map(|h| h.popped.arrival_ns);
             self.let_go(entry.lsn);
         }
         self.in_flight.done(slot);
-        Some(Finished { lsn: entry.lsn, topic: entry.topic, receipt: entry.receipt, end })
+        Some(Finished { lsn: entry.lsn, topic: entry.topic, receipt: entry.receipt, arrival_ns, end })
     }
 
     fn count(books: &mut super::TopicBooks, end: End) {
@@ -446,7 +463,13 @@ impl<F: Copy> Sequence<F> {
             let books = self.books.topic(p.topic);
             books.in_flight -= 1;
             Self::count(books, end);
-            finished.push(Finished { lsn, topic: p.topic, receipt: p.receipt, end });
+            finished.push(Finished {
+                lsn,
+                topic: p.topic,
+                receipt: p.receipt,
+                arrival_ns: Some(p.arrival_ns),
+                end,
+            });
             self.let_go(lsn);
         }
         finished

@@ -3,15 +3,18 @@
 //! A sink is driven by the flusher alone, from one thread. It never waits inside any call
 //! except [`Sink::close`].
 
-use crate::record::RecordView;
+pub use crate::record::{Header, Headers, RecordView, Shape, TopicId};
 
 pub use crate::report::{Opaque, Outcome, Reason, Report, Scope};
 
 mod memory;
-pub use memory::MemorySink;
+pub use memory::{MemoryHandle, MemoryRecord, MemorySink};
 
 #[cfg(feature = "kafka")]
-pub(crate) mod kafka;
+pub mod kafka;
+
+#[cfg(any(feature = "embedded", all(test, feature = "kafka")))]
+pub mod embedded;
 
 /// Why a sink did not take a record. The record was not handed over.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -58,8 +61,12 @@ pub trait Sink: Send {
     ///
     /// # Errors
     /// See [`ProduceError`]; on an error nothing was handed over.
-    fn produce(&mut self, topic: &str, record: &RecordView<'_>, opaque: Opaque)
-    -> Result<(), ProduceError>;
+    fn produce(
+        &mut self,
+        topic: &str,
+        record: &RecordView<'_>,
+        opaque: Opaque,
+    ) -> Result<(), ProduceError>;
 
     /// Appends the reports that have come since the last call, without waiting, and does the
     /// sink's own upkeep (pausing silent partitions, metadata). Called at every look.

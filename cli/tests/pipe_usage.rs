@@ -1,0 +1,134 @@
+//! How `forebay` answers what can't be done: one line, what to do, and an exit code. No Kafka.
+
+mod pipe_common;
+
+use forebay_testkit::dead_port;
+use forebay_testkit::process::Running;
+use pipe_common as common;
+use std::os::unix::fs::PermissionsExt;
+use std::time::{Duration, Instant};
+
+const LIMIT: Duration = Duration::from_secs(20);
+
+fn nowhere() -> String {
+    format!("127.0.0.1:{}", dead_port())
+}
+
+#[test]
+fn help_names_every_option_and_shows_an_example() {
+    let mut command = common::forebay();
+    command.args(["pipe", "--help"]);
+    let ended = common::run(command, b"", LIMIT);
+    assert_eq!(ended.code(), Some(0), "{ended:?}");
+    let options = [
+        "--brokers",
+        "--topic",
+        "--wal-dir",
+        "--at-most-once",
+        "--key-separator",
+        "--loss-window-ms",
+        "--close-ms",
+        "--json",
+    ];
+    for option in options {
+        assert!(ended.stdout.contains(option), "no {option} in {}", ended.stdout);
+    }
+    assert!(ended.stdout.to_lowercase().contains("example"), "{}", ended.stdout);
+    assert!(ended.stdout.contains("forebay pipe --brokers"), "{}", ended.stdout);
+}
+
+#[test]
+fn wrong_usage_is_exit_2() {
+    let wrong: &[&[&str]] = &[
+        &[],
+        &["no-such-command"],
+        &["pipe"],
+        &["pipe", "--brokers", "b:1"],
+        &["pipe", "--brokers", "b:1", "--topic", "t", "--no-such-option"],
+        &["pipe", "--brokers", "b:1", "--topic", "t", "--at-most-once", "--wal-dir", "d"],
+        &["pipe", "--brokers", "b:1", "--topic", "t", "--wal-dir", "d", "--close-ms", "soon"],
+        &["pipe", "--brokers", "b:1", "--topic", "t", "--wal-dir", "d", "--key-separator", ""],
+    ];
+    for args in wrong {
+        let mut command = common::forebay();
+        command.args(*args);
+        let ended = common::run(command, b"", LIMIT);
+        assert_eq!(ended.code(), Some(2), "{args:?}: {ended:?}");
+        assert!(!ended.stderr.is_empty() && ended.stdout.is_empty(), "{args:?}: {ended:?}");
+    }
+    println!("{} wrong usages", wrong.len());
+}
+
+#[test]
+fn a_topic_name_that_kafka_does_not_allow() {
+    let dir = common::wal_dir();
+    let command = common::pipe(&nowhere(), "no spaces", dir.path());
+    common::assert_refused(&common::run(command, b"x\n", LIMIT), 1, &["no spaces", "249"]);
+}
+
+#[test]
+fn a_window_out_of_range() {
+    let dir = common::wal_dir();
+    let mut command = common::pipe(&nowhere(), "t", dir.path());
+    command.args(["--loss-window-ms", "3"]);
+    common::assert_refused(&common::run(command, b"x\n", LIMIT), 1, &["loss_window", "allowed"]);
+}
+
+#[test]
+fn a_property_that_the_pipeline_owns_or_that_nobody_knows() {
+    for (name, value) in [("enable.idempotence", "false"), ("no.such.property", "1")] {
+        let dir = common::wal_dir();
+        let mut command = common::pipe(&nowhere(), "t", dir.path());
+        command.arg("-X").arg(format!("{name}={value}"));
+        common::assert_refused(&common::run(command, b"x\n", LIMIT), 1, &[name]);
+    }
+}
+
+#[test]
+fn a_directory_that_can_not_be_made_or_written() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let under_a_file = file.path().join("wal");
+    let command = common::pipe(&nowhere(), "t", &under_a_file);
+    let name = under_a_file.display().to_string();
+    common::assert_refused(&common::run(command, b"x\n", LIMIT), 1, &[&name]);
+
+    // Not even root can write there.
+    let command = common::pipe(&nowhere(), "t", "/proc/forebay".as_ref());
+    common::assert_refused(&common::run(command, b"x\n", LIMIT), 1, &["/proc/forebay"]);
+}
+
+#[test]
+fn a_directory_that_others_can_read() {
+    let dir = common::wal_dir();
+    std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+    let command = common::pipe(&nowhere(), "t", dir.path());
+    let mend = format!("chmod 700 {}", dir.path().display());
+    common::assert_refused(&common::run(command, b"x\n", LIMIT), 1, &[&mend]);
+}
+
+#[test]
+fn a_directory_that_another_process_holds() {
+    let dir = common::wal_dir();
+    let brokers = nowhere();
+    let first = Running::start(common::pipe(&brokers, "t", dir.path())).unwrap();
+    let start = Instant::now();
+    while std::fs::read_dir(dir.path()).unwrap().count() == 0 {
+        assert!(start.elapsed() < LIMIT, "the first one makes no file");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    // It holds the directory before it writes who it is.
+    std::thread::sleep(Duration::from_millis(500));
+    let second = common::run(common::pipe(&brokers, "t", dir.path()), b"x\n", LIMIT);
+    let pid = first.id().to_string();
+    common::assert_refused(&second, 1, &[&dir.path().display().to_string(), &pid]);
+
+    // A killed process holds nothing.
+    first.kill();
+    let _ = first.wait(LIMIT);
+    let third = Running::start(common::pipe(&brokers, "t", dir.path())).unwrap();
+    std::thread::sleep(Duration::from_secs(1));
+    third.terminate();
+    let third = third.wait(LIMIT);
+    assert_eq!(third.code(), Some(0), "{third:?}");
+    common::closing(&third);
+}

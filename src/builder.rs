@@ -1,0 +1,326 @@
+//! Owns how a pipeline is put together: the settings that users name, and `open`.
+
+use crate::clock::{Clock, SystemClock};
+use crate::config::{Config, Partitioner};
+use crate::error::OpenError;
+use crate::flusher::{Flusher, Parts};
+use crate::keeper::{Keeper, KeeperLink};
+use crate::lane::{LaneOptions, Lanes};
+use crate::pipeline::{Pipeline, Threads};
+use crate::receipt::Receipts;
+use crate::sequence::policy::Timing;
+use crate::shared::Shared;
+use crate::sink::Sink;
+use crate::topics::TopicTable;
+use crate::wake::Waker;
+use crate::wal::{FileStorage, Recovery, Wal, WalKeeper, WalOptions, random_salts};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Settings of a pipeline; made by [`Pipeline::builder`], ended by [`Builder::open`].
+///
+/// Every setting has a default but two: the brokers, and what happens when Kafka can't keep
+/// up, [`Builder::wal_dir`] or [`Builder::at_most_once`].
+#[must_use = "nothing is opened before open()"]
+#[derive(Default)]
+pub struct Builder {
+    config: Config,
+    sink: Option<Box<dyn Sink>>,
+}
+
+impl std::fmt::Debug for Builder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.config.fmt(f)
+    }
+}
+
+impl Builder {
+    /// The brokers to start from: `host:port`, several separated by commas.
+    pub fn brokers(mut self, brokers: impl Into<String>) -> Self {
+        self.config.brokers = brokers.into();
+        self
+    }
+
+    /// Spill into a write-ahead log in this directory when Kafka can't keep up: at-least-once.
+    /// The directory is made if it isn't there, for its owner only; one process at a time.
+    ///
+    /// A crash of the process loses at most what came within [`Builder::loss_window`].
+    pub fn wal_dir(mut self, dir: impl Into<PathBuf>) -> Self {
+        self.config.wal_dir = Some(dir.into());
+        self
+    }
+
+    /// No log: a full lane refuses, typed and counted. A crash loses everything that Kafka has
+    /// not acknowledged, and an outage fills the lanes within their size.
+    pub fn at_most_once(mut self) -> Self {
+        self.config.at_most_once = true;
+        self
+    }
+
+    /// Longest a record waits for a batch. Default 500 ms, or half the loss window if that is
+    /// shorter. 1 ms to 60 s.
+    pub fn flush_interval(mut self, interval: Duration) -> Self {
+        self.config.flush_interval = Some(interval);
+        self
+    }
+
+    /// Records that wait before they are sent without waiting longer. Default 20,000.
+    pub fn flush_records(mut self, records: usize) -> Self {
+        self.config.flush_records = records;
+        self
+    }
+
+    /// Bytes that wait before they are sent without waiting longer. Default 2 MiB.
+    pub fn flush_bytes(mut self, bytes: usize) -> Self {
+        self.config.flush_bytes = bytes;
+        self
+    }
+
+    /// Oldest a record may get that is neither final nor in the log: what a crash may lose.
+    /// Default 1 s; 20 ms to 1 h. Zero journals every record before it is sent. Without effect
+    /// without a log.
+    pub fn loss_window(mut self, window: Duration) -> Self {
+        self.config.loss_window = Some(window);
+        self
+    }
+
+    /// Journal only under pressure, never by age: a crash may lose whatever is in flight.
+    pub fn no_loss_window(mut self) -> Self {
+        self.config.loss_window = None;
+        self
+    }
+
+    /// Longest that the log's bytes stay unsynced: what a power cut may lose beyond the loss
+    /// window. Default 500 ms.
+    pub fn sync_interval(mut self, interval: Duration) -> Self {
+        self.config.sync_interval = interval;
+        self
+    }
+
+    /// Most records between the oldest unacknowledged and the newest handed over. Default
+    /// 131,072. Also the bound on duplicates after a crash.
+    pub fn in_flight_max_records(mut self, records: usize) -> Self {
+        self.config.in_flight_max_records = records;
+        self
+    }
+
+    /// Most bytes of them. Default 64 MiB.
+    pub fn in_flight_max_bytes(mut self, bytes: usize) -> Self {
+        self.config.in_flight_max_bytes = bytes;
+        self
+    }
+
+    /// Largest record: key, value and headers together. Default 1,000,000 bytes; at most an
+    /// eighth of [`Builder::lane_bytes`].
+    pub fn record_bytes_max(mut self, bytes: usize) -> Self {
+        self.config.record_bytes_max = bytes;
+        self
+    }
+
+    /// Lanes; threads share them in turn. Default: the next power of two at or above twice the
+    /// cores, at most 16. A power of two up to 64.
+    pub fn lanes(mut self, lanes: usize) -> Self {
+        self.config.lanes = lanes;
+        self
+    }
+
+    /// Memory of each lane in bytes, taken at open. Default 8 MiB; a power of two.
+    pub fn lane_bytes(mut self, bytes: usize) -> Self {
+        self.config.lane_bytes = bytes;
+        self
+    }
+
+    /// Records that each lane holds. Default 65,536; a power of two.
+    pub fn lane_slots(mut self, slots: usize) -> Self {
+        self.config.lane_slots = slots;
+        self
+    }
+
+    /// Sizes the lanes for a peak that one thread may reach: half a lane then holds what comes
+    /// in 40 ms (the longest look and 20 ms of lost CPU).
+    pub fn expect_peak(mut self, records_per_s: u64, record_bytes: usize) -> Self {
+        let bytes = (record_bytes as u64).next_multiple_of(16);
+        let in_40_ms = |per_s: u64| (per_s / 25).max(1) * 2;
+        let size = |n: u64, least: usize, most: usize| {
+            usize::try_from(n).unwrap_or(most).next_power_of_two().clamp(least, most)
+        };
+        self.config.lane_bytes =
+            size(in_40_ms(records_per_s.saturating_mul(bytes)), self.config.lane_bytes, 1 << 30);
+        self.config.lane_slots = size(in_40_ms(records_per_s), self.config.lane_slots, 1 << 24);
+        self
+    }
+
+    /// Bytes of a segment of the log. Default 64 MiB.
+    pub fn segment_bytes(mut self, bytes: usize) -> Self {
+        self.config.segment_bytes = bytes;
+        self
+    }
+
+    /// Most bytes that the log takes on disk. Default: the lesser of 8 GiB and half of what is
+    /// free at open. At the bound nothing more is journaled: the lanes fill and `send` refuses.
+    pub fn wal_max_bytes(mut self, bytes: u64) -> Self {
+        self.config.wal_max_bytes = Some(bytes);
+        self
+    }
+
+    /// Most tracked records on their way at a time. Default 65,536.
+    pub fn receipts_max(mut self, receipts: usize) -> Self {
+        self.config.receipts_max = receipts;
+        self
+    }
+
+    /// Without any report for this long while records are in flight, the producer instance is
+    /// replaced. Nothing is discarded. Default 60 s.
+    pub fn stall_timeout(mut self, timeout: Duration) -> Self {
+        self.config.stall_timeout = timeout;
+        self
+    }
+
+    /// How long a topic may be unknown to Kafka before its records are set aside. Default 10 s.
+    pub fn topic_grace(mut self, grace: Duration) -> Self {
+        self.config.topic_grace = grace;
+        self
+    }
+
+    /// How keys choose partitions. Default [`Partitioner::Crc32`].
+    pub fn partitioner(mut self, partitioner: Partitioner) -> Self {
+        self.config.partitioner = partitioner;
+        self
+    }
+
+    /// What `Drop` gives Kafka to finish before it journals the rest. Default zero: at once.
+    pub fn drop_timeout(mut self, timeout: Duration) -> Self {
+        self.config.drop_timeout = timeout;
+        self
+    }
+
+    /// Passes a property on to librdkafka: compression, security, socket settings. Those that
+    /// the pipeline depends on are refused at `open`, with the reason.
+    pub fn extra(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
+        self.config.extra.push((name.into(), value.into()));
+        self
+    }
+
+    /// Sends into this sink instead of Kafka: [`crate::MemorySink`] for tests.
+    pub fn sink(mut self, sink: impl Sink + 'static) -> Self {
+        self.sink = Some(Box::new(sink));
+        self
+    }
+
+    /// Opens the pipeline and starts its threads. Doesn't wait for Kafka: brokers that can't be
+    /// reached are a state, not an error. A backlog in the directory is sent before anything new.
+    ///
+    /// # Errors
+    /// See [`OpenError`]. Bad data in the log is never one.
+    pub fn open(self) -> Result<Pipeline, OpenError> {
+        let Builder { config, sink } = self;
+        config.validate(sink.is_none())?;
+        let io = |what: &str| {
+            let what = what.to_owned();
+            move |source| OpenError::Io { what, source }
+        };
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+        let topics = Arc::new(TopicTable::default());
+        let waker = Waker::new().map_err(io("making an eventfd"))?;
+        // The directory first: it is what most often can't be had, and holds nothing else up.
+        let (wal, recovery) = match &config.wal_dir {
+            Some(dir) => {
+                let (wal, keeper, recovery) = open_wal(&config, dir, &topics, &*clock)?;
+                (Some((wal, keeper)), recovery)
+            }
+            None => (None, Recovery::default()),
+        };
+        let sink = match sink {
+            Some(sink) => sink,
+            None => kafka_sink(&config, &waker)?,
+        };
+        let (lanes, drain) = Lanes::new(&LaneOptions {
+            lanes: config.lanes,
+            lane_bytes: config.lane_bytes,
+            lane_slots: config.lane_slots,
+            record_bytes_max: config.record_bytes_max,
+        })
+        .map_err(io("reserving the lanes' memory"))?;
+        let receipts = Arc::new(Receipts::new(config.receipts_max));
+        let memory_bytes = config.lanes * (config.lane_bytes + config.lane_slots * 68)
+            + receipts.memory_bytes();
+        let shared =
+            Arc::new(Shared::new(lanes, topics.clone(), receipts, waker.clone()));
+
+        let link = Arc::new(KeeperLink::new().map_err(io("making an eventfd"))?);
+        let (wal, keeper) = match wal {
+            Some((wal, keeper)) => {
+                let keeper = Keeper::new(keeper, link.clone(), waker.clone(), clock.clone());
+                (Some((wal, link)), Some(keeper))
+            }
+            None => (None, None),
+        };
+        let ns = |d: Duration| u64::try_from(d.as_nanos()).unwrap_or(u64::MAX);
+        let mut flusher = Flusher::new(Parts {
+            drain,
+            sink,
+            wal,
+            recovery,
+            shared: shared.clone(),
+            clock: clock.clone(),
+            timing: Timing {
+                flush_interval_ns: ns(config.flush_interval()),
+                flush_records: config.flush_records as u64,
+                flush_bytes: config.flush_bytes as u64,
+                loss_window_ns: config.loss_window.map(ns),
+            },
+            in_flight_max_records: config.in_flight_max_records,
+            in_flight_max_bytes: config.in_flight_max_bytes as u64,
+            lane_bytes: config.lane_bytes as u64,
+            lane_slots: config.lane_slots as u64,
+            memory_bytes: memory_bytes as u64,
+        });
+        // What was recovered can be seen from the start.
+        flusher.publish(clock.now_ns());
+        let threads = Threads::start(flusher, keeper, &shared)
+            .map_err(io("starting the pipeline's threads"))?;
+        Ok(Pipeline::new(shared, clock, threads, config.drop_timeout))
+    }
+}
+
+fn open_wal(
+    config: &Config,
+    dir: &std::path::Path,
+    topics: &Arc<TopicTable>,
+    clock: &dyn Clock,
+) -> Result<(Wal, WalKeeper, Recovery), OpenError> {
+    let storage = FileStorage::open(dir)?;
+    let options = WalOptions {
+        segment_bytes: config.segment_bytes as u64,
+        wal_bytes_max: config.wal_max_bytes,
+        record_bytes_max: config.record_bytes_max as u32,
+        sync_interval_ns: u64::try_from(config.sync_interval.as_nanos()).unwrap_or(u64::MAX),
+        set_aside_segment_bytes: (4 << 20)
+            .max((config.record_bytes_max as u64 + (64 << 10)).next_power_of_two()),
+        ..WalOptions::default()
+    };
+    Wal::open(Arc::new(storage), topics.clone(), options, random_salts(), clock.unix_ms())
+}
+
+#[cfg(feature = "kafka")]
+fn kafka_sink(config: &Config, waker: &Waker) -> Result<Box<dyn Sink>, OpenError> {
+    use crate::sink::kafka::{KafkaOptions, KafkaSink};
+    let ms = |d: Duration| u64::try_from(d.as_millis()).unwrap_or(u64::MAX);
+    let options = KafkaOptions {
+        extra: config.extra.clone(),
+        record_bytes_max: config.record_bytes_max,
+        in_flight_max_records: config.in_flight_max_records,
+        in_flight_max_bytes: config.in_flight_max_bytes,
+        partitioner: config.partitioner,
+        stall_timeout_ms: ms(config.stall_timeout),
+        topic_grace_ms: ms(config.topic_grace),
+        ..KafkaOptions::new(&config.brokers)
+    };
+    Ok(Box::new(KafkaSink::new(options, waker.clone())?))
+}
+
+#[cfg(not(feature = "kafka"))]
+fn kafka_sink(_: &Config, _: &Waker) -> Result<Box<dyn Sink>, OpenError> {
+    Err(OpenError::Kafka("built without the feature \"kafka\"; give a sink(..)".into()))
+}

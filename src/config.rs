@@ -1,0 +1,294 @@
+//! Owns the settings: their defaults, their bounds, and the builder that users fill in.
+
+use crate::error::ConfigError;
+use std::fmt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// How a keyed record's partition is chosen.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Partitioner {
+    /// CRC32 of the key, as librdkafka and the clients built on it choose.
+    #[default]
+    Crc32,
+    /// murmur2 of the key, as the JVM client chooses.
+    Murmur2,
+}
+
+/// Every setting, typed. Made by [`crate::Builder`]; read by everything else.
+#[derive(Clone)]
+pub(crate) struct Config {
+    pub(crate) brokers: String,
+    pub(crate) wal_dir: Option<PathBuf>,
+    pub(crate) at_most_once: bool,
+    pub(crate) flush_interval: Option<Duration>,
+    pub(crate) flush_records: usize,
+    pub(crate) flush_bytes: usize,
+    pub(crate) loss_window: Option<Duration>,
+    pub(crate) sync_interval: Duration,
+    pub(crate) in_flight_max_records: usize,
+    pub(crate) in_flight_max_bytes: usize,
+    pub(crate) record_bytes_max: usize,
+    pub(crate) lanes: usize,
+    pub(crate) lane_bytes: usize,
+    pub(crate) lane_slots: usize,
+    pub(crate) segment_bytes: usize,
+    pub(crate) wal_max_bytes: Option<u64>,
+    pub(crate) receipts_max: usize,
+    pub(crate) stall_timeout: Duration,
+    pub(crate) topic_grace: Duration,
+    pub(crate) partitioner: Partitioner,
+    pub(crate) drop_timeout: Duration,
+    pub(crate) extra: Vec<(String, String)>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        let cores = std::thread::available_parallelism().map_or(2, usize::from);
+        Config {
+            brokers: String::new(),
+            wal_dir: None,
+            at_most_once: false,
+            flush_interval: None,
+            flush_records: 20_000,
+            flush_bytes: 2 << 20,
+            loss_window: Some(Duration::from_secs(1)),
+            sync_interval: Duration::from_millis(500),
+            in_flight_max_records: 131_072,
+            in_flight_max_bytes: 64 << 20,
+            record_bytes_max: 1_000_000,
+            lanes: (2 * cores).next_power_of_two().min(16),
+            lane_bytes: 8 << 20,
+            lane_slots: 65_536,
+            segment_bytes: 64 << 20,
+            wal_max_bytes: None,
+            receipts_max: 65_536,
+            stall_timeout: Duration::from_secs(60),
+            topic_grace: Duration::from_secs(10),
+            partitioner: Partitioner::Crc32,
+            drop_timeout: Duration::from_secs(0),
+            extra: Vec::new(),
+        }
+    }
+}
+
+impl fmt::Debug for Config {
+    /// Names what is known to be no secret; everything passed on to librdkafka shows its name
+    /// only, since a value may be a password.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Config")
+            .field("brokers", &self.brokers)
+            .field("wal_dir", &self.wal_dir)
+            .field("at_most_once", &self.at_most_once)
+            .field("flush_interval", &self.flush_interval())
+            .field("flush_records", &self.flush_records)
+            .field("flush_bytes", &self.flush_bytes)
+            .field("loss_window", &self.loss_window)
+            .field("sync_interval", &self.sync_interval)
+            .field("in_flight_max_records", &self.in_flight_max_records)
+            .field("in_flight_max_bytes", &self.in_flight_max_bytes)
+            .field("record_bytes_max", &self.record_bytes_max)
+            .field("lanes", &self.lanes)
+            .field("lane_bytes", &self.lane_bytes)
+            .field("lane_slots", &self.lane_slots)
+            .field("segment_bytes", &self.segment_bytes)
+            .field("wal_max_bytes", &self.wal_max_bytes)
+            .field("receipts_max", &self.receipts_max)
+            .field("stall_timeout", &self.stall_timeout)
+            .field("topic_grace", &self.topic_grace)
+            .field("partitioner", &self.partitioner)
+            .field("extra", &self.extra.iter().map(|(k, _)| k).collect::<Vec<_>>())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Bytes a segment must have beyond its largest record, for header, topic entries and seal.
+const SEGMENT_SLACK_BYTES: usize = 64 << 10;
+
+impl Config {
+    /// The flush interval: as set, else 500 ms or half the loss window if that is shorter, so
+    /// that a healthy run with a short window isn't journaled only because it waits.
+    pub(crate) fn flush_interval(&self) -> Duration {
+        self.flush_interval.unwrap_or_else(|| {
+            let half = self.loss_window.filter(|w| !w.is_zero()).map(|w| w / 2);
+            half.unwrap_or(Duration::MAX).min(Duration::from_millis(500))
+        })
+    }
+
+    /// Checks every setting by itself and against the others.
+    pub(crate) fn validate(&self, needs_brokers: bool) -> Result<(), ConfigError> {
+        if needs_brokers && self.brokers.trim().is_empty() {
+            return Err(bad("brokers", &self.brokers, "name at least one broker as host:port"));
+        }
+        match (&self.wal_dir, self.at_most_once) {
+            (Some(dir), true) => {
+                return Err(bad(
+                    "at_most_once",
+                    &dir.display().to_string(),
+                    "contradicts wal_dir: choose wal_dir(..) to spill (at-least-once) or at_most_once() to refuse",
+                ));
+            }
+            (None, false) => {
+                return Err(bad(
+                    "wal_dir",
+                    "",
+                    "choose what happens when Kafka can't keep up: wal_dir(..) spills (at-least-once), at_most_once() refuses",
+                ));
+            }
+            _ => {}
+        }
+        self.validate_timing()?;
+        self.validate_sizes()
+    }
+
+    fn validate_timing(&self) -> Result<(), ConfigError> {
+        let ms = Duration::from_millis;
+        within("flush_interval", self.flush_interval(), ms(1), ms(60_000))?;
+        within("sync_interval", self.sync_interval, ms(1), ms(60_000))?;
+        within("stall_timeout", self.stall_timeout, ms(1_000), ms(86_400_000))?;
+        within("topic_grace", self.topic_grace, ms(100), ms(86_400_000))?;
+        if let Some(window) = self.loss_window.filter(|w| !w.is_zero()) {
+            within("loss_window", window, ms(20), ms(3_600_000))?;
+        }
+        Ok(())
+    }
+
+    fn validate_sizes(&self) -> Result<(), ConfigError> {
+        in_range("flush_records", self.flush_records, 1, 10_000_000)?;
+        in_range("flush_bytes", self.flush_bytes, 1, 1 << 30)?;
+        in_range("in_flight_max_records", self.in_flight_max_records, 1, 10_000_000)?;
+        in_range("in_flight_max_bytes", self.in_flight_max_bytes, 64 << 10, 2 << 30)?;
+        in_range("receipts_max", self.receipts_max, 0, 1 << 24)?;
+        in_range("lanes", self.lanes, 1, 64)?;
+        in_range("lane_bytes", self.lane_bytes, 4 << 10, 1 << 30)?;
+        in_range("lane_slots", self.lane_slots, 16, 1 << 24)?;
+        for (name, value) in
+            [("lanes", self.lanes), ("lane_bytes", self.lane_bytes), ("lane_slots", self.lane_slots)]
+        {
+            if !value.is_power_of_two() {
+                return Err(bad(name, &value.to_string(), "must be a power of two"));
+            }
+        }
+        in_range("record_bytes_max", self.record_bytes_max, 64, 128 << 20)?;
+        if self.record_bytes_max > self.lane_bytes / 8 {
+            let needed = self.record_bytes_max.saturating_mul(8).next_power_of_two();
+            return Err(bad(
+                "record_bytes_max",
+                &self.record_bytes_max.to_string(),
+                &format!("a record may take at most an eighth of a lane; set lane_bytes to at least {needed}"),
+            ));
+        }
+        in_range("segment_bytes", self.segment_bytes, 128 << 10, 1 << 30)?;
+        if self.segment_bytes < self.record_bytes_max + SEGMENT_SLACK_BYTES {
+            return Err(bad(
+                "segment_bytes",
+                &self.segment_bytes.to_string(),
+                &format!(
+                    "must hold one record of record_bytes_max; at least {}",
+                    self.record_bytes_max + SEGMENT_SLACK_BYTES
+                ),
+            ));
+        }
+        if let Some(max) = self.wal_max_bytes
+            && max < 2 * self.segment_bytes as u64
+        {
+            return Err(bad(
+                "wal_max_bytes",
+                &max.to_string(),
+                &format!("must hold two segments; at least {}", 2 * self.segment_bytes),
+            ));
+        }
+        Ok(())
+    }
+}
+
+fn bad(name: &str, value: &str, problem: &str) -> ConfigError {
+    ConfigError { name: name.into(), value: value.into(), problem: problem.into() }
+}
+
+fn within(name: &str, value: Duration, least: Duration, most: Duration) -> Result<(), ConfigError> {
+    if value < least || value > most {
+        return Err(bad(
+            name,
+            &format!("{value:?}"),
+            &format!("allowed is {least:?} to {most:?}"),
+        ));
+    }
+    Ok(())
+}
+
+fn in_range(name: &str, value: usize, least: usize, most: usize) -> Result<(), ConfigError> {
+    if value < least || value > most {
+        return Err(bad(name, &value.to_string(), &format!("allowed is {least} to {most}")));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn good() -> Config {
+        Config { brokers: "b:9092".into(), at_most_once: true, ..Config::default() }
+    }
+
+    type Change = (&'static str, fn(&mut Config));
+
+    #[test]
+    fn defaults_are_good() {
+        good().validate(true).unwrap();
+    }
+
+    #[test]
+    fn each_bad_value_is_named() {
+        let cases: &[Change] = &[
+            ("brokers", |c| c.brokers.clear()),
+            ("wal_dir", |c| c.at_most_once = false),
+            ("at_most_once", |c| c.wal_dir = Some("/d".into())),
+            ("flush_interval", |c| c.flush_interval = Some(Duration::ZERO)),
+            ("flush_interval", |c| c.flush_interval = Some(Duration::from_secs(61))),
+            ("sync_interval", |c| c.sync_interval = Duration::ZERO),
+            ("loss_window", |c| c.loss_window = Some(Duration::from_millis(1))),
+            ("stall_timeout", |c| c.stall_timeout = Duration::from_millis(1)),
+            ("topic_grace", |c| c.topic_grace = Duration::ZERO),
+            ("flush_records", |c| c.flush_records = 0),
+            ("flush_bytes", |c| c.flush_bytes = 0),
+            ("in_flight_max_records", |c| c.in_flight_max_records = 0),
+            ("in_flight_max_bytes", |c| c.in_flight_max_bytes = 1),
+            ("receipts_max", |c| c.receipts_max = usize::MAX),
+            ("lanes", |c| c.lanes = 0),
+            ("lanes", |c| c.lanes = 3),
+            ("lane_bytes", |c| c.lane_bytes = 1 << 31),
+            ("lane_slots", |c| c.lane_slots = 17),
+            ("record_bytes_max", |c| c.record_bytes_max = 8 << 20),
+            ("segment_bytes", |c| c.segment_bytes = 1 << 20),
+            ("wal_max_bytes", |c| c.wal_max_bytes = Some(1)),
+        ];
+        for (name, change) in cases {
+            let mut c = good();
+            change(&mut c);
+            let e = c.validate(true).unwrap_err();
+            assert_eq!(e.name, *name, "{e}");
+            assert!(!e.problem.is_empty());
+        }
+        println!("{} bad settings were named", cases.len());
+    }
+
+    #[test]
+    fn debug_hides_what_goes_to_librdkafka() {
+        let mut c = good();
+        c.extra.push(("sasl.password".into(), "hunter2".into()));
+        let shown = format!("{c:?}");
+        assert!(shown.contains("sasl.password") && !shown.contains("hunter2"));
+    }
+
+    #[test]
+    fn a_short_window_shortens_the_flush_interval() {
+        let mut c = good();
+        assert_eq!(c.flush_interval(), Duration::from_millis(500));
+        c.loss_window = Some(Duration::from_millis(100));
+        assert_eq!(c.flush_interval(), Duration::from_millis(50));
+        c.loss_window = Some(Duration::ZERO);
+        assert_eq!(c.flush_interval(), Duration::from_millis(500));
+    }
+}

@@ -1,0 +1,88 @@
+//! Owns the way into the log: by age, by pressure, and at close everything.
+
+use super::Flusher;
+use crate::record::Lsn;
+use crate::sequence::policy::HIGH_MARK_PARTS;
+use crate::wal::AppendError;
+
+/// Bytes that are populated ahead of the appends that fill them.
+const PREPARE_BYTES: u64 = 64 << 10;
+
+impl Flusher {
+    /// Moves the `journaled` cursor up to `target`. False when the log took less.
+    pub(super) fn journal_to(&mut self, target: Lsn) -> bool {
+        self.journal_while(|flusher| flusher.seq.next_append(target).is_some())
+    }
+
+    /// A lane above its high mark that the hand-over could not free is freed by the log.
+    pub(super) fn relieve_lanes(&mut self) {
+        if self.wal.is_none() {
+            return;
+        }
+        for i in 0..self.lanes.len() {
+            let is_high = |f: &mut Flusher| {
+                let look = f.drain.look(i);
+                look.used_bytes * HIGH_MARK_PARTS > f.lane_bytes
+                    || look.used_slots * HIGH_MARK_PARTS > f.lane_slots
+            };
+            if is_high(self) {
+                // What is still in the lane can only be journaled once it has a number.
+                self.lanes[i].look = self.drain.look(i);
+                self.pop_all();
+                self.journal_while(is_high);
+            }
+            self.lanes[i].look = self.drain.look(i);
+        }
+    }
+
+    fn journal_while(&mut self, mut wanted: impl FnMut(&mut Flusher) -> bool) -> bool {
+        let mut prepared = 0u64;
+        while wanted(self) {
+            let Some((lsn, frame)) = self.seq.next_append(Lsn(u64::MAX)) else { return true };
+            let Some(wal) = &mut self.wal else { return false };
+            let Some(record) = self.drain.view(&frame) else { return false };
+            let appended = if prepared < record.body.len() as u64 {
+                prepared = PREPARE_BYTES.max(record.body.len() as u64);
+                wal.prepare_batch(prepared).and_then(|()| wal.append(lsn, &record))
+            } else {
+                wal.append(lsn, &record)
+            };
+            prepared = prepared.saturating_sub(record.body.len() as u64 + 64);
+            match appended {
+                Ok(position) => {
+                    self.seq.appended(lsn, position);
+                    self.release();
+                    self.changed = true;
+                }
+                Err(e) => {
+                    self.append_failed(e);
+                    return false;
+                }
+            }
+        }
+        if self.changed && self.figures.wal_unavailable.is_some() {
+            self.figures.wal_unavailable = None;
+        }
+        true
+    }
+
+    fn append_failed(&mut self, error: AppendError) {
+        if error == AppendError::NotReady {
+            if let Some(keeper) = &self.keeper {
+                keeper.wake();
+            }
+        } else {
+            self.wal_failed(&error.to_string());
+        }
+    }
+
+    /// The log can't serve now: a state, a counter, one line in the log per change.
+    pub(super) fn wal_failed(&mut self, why: &str) {
+        self.figures.append_failures += 1;
+        self.changed = true;
+        if self.figures.wal_unavailable.as_deref() != Some(why) {
+            tracing::error!(reason = %why, "the write-ahead log is unavailable; tried again at each look");
+            self.figures.wal_unavailable = Some(why.to_owned());
+        }
+    }
+}

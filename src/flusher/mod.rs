@@ -1,0 +1,436 @@
+//! Owns the flusher: the only place where lanes, sequence, log and sink meet.
+//!
+//! [`Flusher::look`] is one turn: take reports, take records from the lanes, hand over, journal,
+//! release, publish. It has no thread, clock or wait of its own; `run` gives it those, and the
+//! simulator drives it without them. In a healthy run it touches no file.
+
+mod ages;
+mod journal;
+mod produce;
+mod publish;
+pub(crate) mod run;
+
+use crate::clock::Clock;
+use crate::keeper::KeeperLink;
+use crate::lane::{Drain, Frame, LaneLook};
+use crate::receipt::NO_RECEIPT;
+use crate::record::{LogPosition, Lsn, TopicId};
+use crate::report::{Opaque, Reason, Report};
+use crate::sequence::policy::{self, Timing, Waiting};
+use crate::sequence::{Finished, Journal, Limits, Popped, Sequence};
+use crate::shared::Shared;
+use crate::sink::{Sink, SinkState};
+use crate::wal::{Reader, Recovery, Wal};
+use ages::Ages;
+use hdrhistogram::Histogram;
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+/// Bytes that a frame counts against the span beyond its body.
+const RECORD_OVERHEAD_BYTES: usize = 64;
+/// Records handed over in one look, so that a look stays short while a backlog drains.
+const PRODUCE_PER_LOOK: usize = 8_192;
+/// A hole in a lane older than this is a state.
+const LANE_STALLED_NS: u64 = 100_000_000;
+/// How often the sink is asked for its state when nothing presses.
+const STATE_EVERY_NS: u64 = 10_000_000;
+
+/// What `look` was given to work with.
+pub(crate) struct Parts {
+    pub(crate) drain: Drain,
+    pub(crate) sink: Box<dyn Sink>,
+    /// The log and where the directory's keeper listens; `None` for at-most-once.
+    pub(crate) wal: Option<(Wal, Arc<KeeperLink>)>,
+    pub(crate) recovery: Recovery,
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) timing: Timing,
+    pub(crate) in_flight_max_records: usize,
+    pub(crate) in_flight_max_bytes: u64,
+    pub(crate) lane_bytes: u64,
+    pub(crate) lane_slots: u64,
+    pub(crate) memory_bytes: u64,
+}
+
+/// A record whose verdict is to be set aside, until that is done.
+struct Parked {
+    opaque: Opaque,
+    reason: Reason,
+}
+
+/// A flush that somebody waits for.
+struct FlushTicket {
+    number: u64,
+    /// How far each lane must be popped; emptied once it is.
+    heads: Vec<u64>,
+    /// Everything below must be final.
+    target: Lsn,
+}
+
+/// See the module.
+pub(crate) struct Flusher {
+    drain: Drain,
+    lanes: Vec<LaneState>,
+    seq: Sequence<Frame>,
+    sink: Box<dyn Sink>,
+    sink_state: SinkState,
+    sink_asked_ns: u64,
+    wal: Option<Wal>,
+    keeper: Option<Arc<KeeperLink>>,
+    reader: Option<Reader>,
+    shared: Arc<Shared>,
+    clock: Arc<dyn Clock>,
+    timing: Timing,
+    lane_bytes: u64,
+    lane_slots: u64,
+    reports: Vec<Report>,
+    parked: VecDeque<Parked>,
+    receipts: VecDeque<(Lsn, u32)>,
+    flushes: VecDeque<FlushTicket>,
+    flush_seen: u64,
+    names: Vec<Arc<str>>,
+    lane_stalled: bool,
+    rebuilding: bool,
+    instance_broken: Option<String>,
+    close: Option<u64>,
+    last_look_ns: u64,
+    worst_look_ns: u64,
+    changed: bool,
+    figures: Figures,
+}
+
+struct LaneState {
+    ages: Ages,
+    look: LaneLook,
+    /// Since when the oldest unpopped record is reserved and not published.
+    hole: Option<(u64, u64)>,
+}
+
+/// Counters and histograms that only the flusher moves.
+struct Figures {
+    looks: u64,
+    look_gap_us: Histogram<u64>,
+    delivery_us: Histogram<u64>,
+    rebuilds: u64,
+    last_rebuild_reason: Option<String>,
+    exposed: bool,
+    exposed_count: u64,
+    append_failures: u64,
+    wal_unavailable: Option<String>,
+    quarantined: u64,
+    findings: Vec<String>,
+    lost_at_most: u64,
+    accepted_before: u64,
+    delivered_before: u64,
+    memory_bytes: u64,
+}
+
+/// What a look leaves to its caller.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Looked {
+    /// How long the flusher may sleep; 0 when there is more to do at once.
+    pub(crate) sleep_ns: u64,
+}
+
+fn histogram(high: u64) -> Histogram<u64> {
+    // Two digits over a fixed range: the bounds are constants, so this can't fail; the
+    // fallback keeps it free of a panic all the same.
+    Histogram::new_with_bounds(1, high, 2)
+        .or_else(|_| Histogram::new(2))
+        .unwrap_or_else(|_| unreachable!("2 significant digits are within hdrhistogram's 0 to 5"))
+}
+
+impl Flusher {
+    pub(crate) fn new(parts: Parts) -> Self {
+        let now_ns = parts.clock.now_ns();
+        let recovery = parts.recovery;
+        let mut drain = parts.drain;
+        let lanes = (0..drain.lane_count())
+            .map(|i| {
+                let look = drain.look(i);
+                LaneState { ages: Ages::new(now_ns, look.head_seq), look, hole: None }
+            })
+            .collect();
+        let journal = match (&parts.wal, parts.timing.loss_window_ns) {
+            (None, _) => Journal::Off,
+            (Some(_), Some(0)) => Journal::First,
+            (Some(_), _) => Journal::Spill,
+        };
+        let limits = Limits {
+            in_flight_max_records: parts.in_flight_max_records,
+            in_flight_max_bytes: parts.in_flight_max_bytes,
+            journal,
+        };
+        let first = Lsn((parts.clock.unix_ms().max(0) as u64 / 1000) << 32).max(recovery.next_lsn);
+        let mut seq = Sequence::new(limits, first);
+        let mut known = 0;
+        for (name, records) in &recovery.records_by_topic {
+            seq.recovered(parts.shared.topics.intern(name), *records);
+            known += records;
+        }
+        seq.recovered_unknown(recovery.records.saturating_sub(known));
+        if let Some(position) = recovery.backlog {
+            seq.recovered_from(position, recovery.first_lsn.unwrap_or(first));
+        }
+        let before = recovery.checkpoint.clone().unwrap_or_default();
+        let (wal, keeper) = parts.wal.unzip();
+        let damage = &recovery.damage;
+        let figures = Figures {
+            looks: 0,
+            look_gap_us: histogram(60_000_000),
+            delivery_us: histogram(3_600_000_000),
+            rebuilds: 0,
+            last_rebuild_reason: None,
+            exposed: false,
+            exposed_count: 0,
+            append_failures: 0,
+            wal_unavailable: None,
+            quarantined: damage.ranges_quarantined + damage.segments_foreign,
+            findings: damage.findings.clone(),
+            lost_at_most: before.unsafe_records,
+            accepted_before: before.accepted,
+            delivered_before: before.delivered,
+            memory_bytes: parts.memory_bytes,
+        };
+        let mut sink = parts.sink;
+        for (name, _) in &recovery.records_by_topic {
+            sink.announce(name);
+        }
+        Flusher {
+            drain,
+            lanes,
+            seq,
+            sink_state: sink.state(),
+            sink,
+            sink_asked_ns: now_ns,
+            wal,
+            keeper,
+            reader: None,
+            shared: parts.shared,
+            clock: parts.clock,
+            timing: parts.timing,
+            lane_bytes: parts.lane_bytes,
+            lane_slots: parts.lane_slots,
+            reports: Vec::new(),
+            parked: VecDeque::new(),
+            receipts: VecDeque::new(),
+            flushes: VecDeque::new(),
+            flush_seen: 0,
+            names: Vec::new(),
+            lane_stalled: false,
+            rebuilding: false,
+            instance_broken: None,
+            close: None,
+            last_look_ns: now_ns,
+            worst_look_ns: policy::LOOK_MAX_NS,
+            changed: true,
+            figures,
+        }
+    }
+
+    /// One turn at `now_ns`.
+    pub(crate) fn look(&mut self, now_ns: u64) -> Looked {
+        self.begin(now_ns);
+        self.serve(now_ns);
+        self.set_aside_parked();
+        let waiting = self.look_at_lanes(now_ns);
+        let hurry = self.take_requests() || !self.flushes.is_empty() || self.close.is_some();
+        let cutoff_ns = policy::journal_cutoff_ns(&self.timing, self.worst_look_ns, now_ns);
+        let too_old = self.wal.is_some()
+            && waiting.oldest_ns.zip(cutoff_ns).is_some_and(|(oldest, cutoff)| oldest <= cutoff);
+        if hurry || too_old || policy::flush_is_due(&self.timing, &waiting, now_ns) {
+            self.pop_all();
+        }
+        if hurry {
+            self.sink.hurry();
+        }
+        if let Some(cutoff_ns) = cutoff_ns {
+            self.journal_to(self.seq.journal_target(cutoff_ns));
+        }
+        let more = self.produce(now_ns);
+        self.release();
+        self.relieve_lanes();
+        self.finish(now_ns);
+        let sleep_ns = if more { 0 } else { self.sleep_ns(now_ns, &waiting) };
+        Looked { sleep_ns }
+    }
+
+    fn begin(&mut self, now_ns: u64) {
+        let gap = now_ns.saturating_sub(self.last_look_ns);
+        self.last_look_ns = now_ns;
+        // The worst gap fades by an eighth a look, so that one hiccup doesn't count for ever.
+        let faded = self.worst_look_ns - self.worst_look_ns / 8;
+        self.worst_look_ns = gap.max(faded).max(policy::LOOK_MAX_NS);
+        self.figures.looks += 1;
+        self.figures.look_gap_us.saturating_record((gap / 1000).max(1));
+        self.shared.heartbeat_ns.store(now_ns.max(1), crate::sync::Ordering::Release);
+    }
+
+    /// Notes what is in the lanes, and says what of it waits.
+    fn look_at_lanes(&mut self, now_ns: u64) -> Waiting {
+        let mut waiting =
+            Waiting { records: self.seq.waiting_in_memory(), ..Waiting::default() };
+        let mut stalled = false;
+        for (i, lane) in self.lanes.iter_mut().enumerate() {
+            let look = self.drain.look(i);
+            self.changed |= look != lane.look;
+            lane.look = look;
+            lane.ages.note(now_ns, look.head_seq, look.used_bytes);
+            waiting.records += look.queued as u64;
+            if look.queued > 0 {
+                waiting.bytes += look.used_bytes;
+                waiting.lane_at_mark |= look.used_bytes * policy::FLUSH_MARK_PARTS
+                    >= self.lane_bytes
+                    || look.used_slots * policy::FLUSH_MARK_PARTS >= self.lane_slots;
+            }
+            let oldest = lane.ages.oldest(look.oldest_unpopped);
+            waiting.oldest_ns = match (waiting.oldest_ns, oldest) {
+                (Some(a), Some(b)) => Some(a.min(b)),
+                (a, b) => a.or(b),
+            };
+            // A hole: reserved, and the queue has nothing before it or at all.
+            let hole = look.unpublished() > 0;
+            lane.hole = match lane.hole {
+                Some((seq, since)) if hole && seq == look.oldest_unpopped => Some((seq, since)),
+                _ if hole => Some((look.oldest_unpopped, now_ns)),
+                _ => None,
+            };
+            stalled |=
+                lane.hole.is_some_and(|(_, since)| now_ns.saturating_sub(since) > LANE_STALLED_NS);
+        }
+        self.set_lane_stalled(stalled);
+        waiting
+    }
+
+    /// Takes everything that is in the lanes; each record gets its number.
+    fn pop_all(&mut self) {
+        for i in 0..self.lanes.len() {
+            // No more than was there at the look: a fast sender can't keep us here.
+            let mut left = self.lanes[i].look.queued;
+            while left > 0 {
+                let Some(frame) = self.drain.pop(i) else { break };
+                left -= 1;
+                let receipt = frame.receipt();
+                let lsn = self.seq.popped(Popped {
+                    frame,
+                    topic: frame.topic(),
+                    bytes: (frame.shape().body_len() + RECORD_OVERHEAD_BYTES) as u32,
+                    arrival_ns: self.lanes[i].ages.arrival(frame.lane_seq()),
+                    receipt,
+                });
+                if receipt != NO_RECEIPT {
+                    self.receipts.push_back((lsn, receipt));
+                }
+                self.changed = true;
+            }
+        }
+        self.seq.end_batch();
+        let popped: Vec<u64> = (0..self.lanes.len()).map(|i| self.drain.look(i).popped).collect();
+        let next = self.seq.next();
+        for ticket in &mut self.flushes {
+            if !ticket.heads.is_empty() && ticket.heads.iter().zip(&popped).all(|(h, p)| p >= h) {
+                ticket.heads.clear();
+                ticket.target = next;
+            }
+        }
+    }
+
+    /// New requests of callers. True when somebody waits for a flush now.
+    fn take_requests(&mut self) -> bool {
+        let asked = self.shared.flush_asked();
+        if asked > self.flush_seen {
+            self.flush_seen = asked;
+            let heads = self.lanes.iter().map(|l| l.look.head_seq).collect();
+            self.flushes.push_back(FlushTicket { number: asked, heads, target: Lsn(u64::MAX) });
+        }
+        if self.close.is_none() {
+            self.close = self.shared.close_deadline_ns();
+        }
+        if self.shared.announced.swap(false, crate::sync::Ordering::AcqRel) {
+            for topic in self.shared.announce.lock().drain(..) {
+                self.sink.announce(&topic);
+            }
+        }
+        self.shared.take_hurry()
+    }
+
+    /// Gives frames back to their lanes.
+    fn release(&mut self) {
+        for frame in self.seq.released().drain(..) {
+            self.drain.release(&frame);
+        }
+    }
+
+    fn name(&mut self, topic: TopicId) -> Arc<str> {
+        while self.names.len() <= topic.0 as usize {
+            let id = TopicId(self.names.len() as u32);
+            // Every id that reaches us was interned; an empty name would be refused by the sink.
+            self.names.push(self.shared.topics.name(id).unwrap_or_else(|| "".into()));
+        }
+        self.names[topic.0 as usize].clone()
+    }
+
+    /// Flushes that are done, receipts that are stale, the log's tail, the snapshot.
+    fn finish(&mut self, now_ns: u64) {
+        let acked = self.seq.acked();
+        while self.flushes.front().is_some_and(|f| f.heads.is_empty() && f.target <= acked) {
+            if let Some(ticket) = self.flushes.pop_front() {
+                self.shared.set_flush_done(ticket.number);
+                self.changed = true;
+            }
+        }
+        while self.receipts.front().is_some_and(|(lsn, _)| *lsn < acked) {
+            self.receipts.pop_front();
+        }
+        if let Some(wal) = &mut self.wal {
+            wal.trim(acked);
+        }
+        self.publish(now_ns);
+    }
+
+    fn sleep_ns(&mut self, now_ns: u64, waiting: &Waiting) -> u64 {
+        let mut to_mark: Option<u64> = None;
+        for lane in &mut self.lanes {
+            lane.ages.settled(lane.look.used_bytes);
+            let room = (self.lane_bytes / policy::HIGH_MARK_PARTS).saturating_sub(lane.look.used_bytes);
+            if let Some(t) = lane.ages.until_full_ns(room) {
+                to_mark = Some(to_mark.map_or(t, |m| m.min(t)));
+            }
+        }
+        let mut sleep = policy::sleep_ns(&self.timing, waiting, to_mark, now_ns);
+        if let Some(t) = self.sink.next_deadline_ns(now_ns) {
+            sleep = sleep.min(t.max(policy::LOOK_MIN_NS));
+        }
+        sleep
+    }
+
+    fn receipt_of(&self, lsn: Lsn) -> u32 {
+        match self.receipts.binary_search_by_key(&lsn, |(l, _)| *l) {
+            Ok(at) => self.receipts[at].1,
+            Err(_) => NO_RECEIPT,
+        }
+    }
+
+    /// A record is final: whoever waits for it hears of it.
+    fn finished(&mut self, now_ns: u64, f: Finished) {
+        use crate::sequence::End;
+        self.changed = true;
+        if f.lsn.0.is_multiple_of(16)
+            && let (End::Delivered, Some(t)) = (f.end, f.arrival_ns)
+        {
+            self.figures.delivery_us.saturating_record((now_ns.saturating_sub(t) / 1000).max(1));
+        }
+        if f.receipt != NO_RECEIPT {
+            match f.end {
+                End::Delivered => self.shared.receipts.delivered(f.receipt),
+                End::SetAside(_) => self.shared.receipts.set_aside(f.receipt),
+                End::Dropped(_) => self.shared.receipts.dropped(f.receipt),
+            }
+        }
+    }
+
+    /// Where the backlog's reader has to begin.
+    fn backlog_from(&self) -> Option<LogPosition> {
+        self.seq.backlog_from()
+    }
+}

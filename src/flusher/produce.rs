@@ -1,0 +1,264 @@
+//! Owns the way to the sink and back: handing over, reports, set-aside, rebuild.
+
+use super::{Flusher, PRODUCE_PER_LOOK, Parked, RECORD_OVERHEAD_BYTES, STATE_EVERY_NS};
+use crate::report::{Opaque, Outcome, Report};
+use crate::sequence::{Backlog, End, Next, Source, Verdict};
+use crate::sink::ProduceError;
+use crate::wal::{ReadError, ReadItem};
+
+/// What came of offering one record to the sink.
+enum Offer {
+    Taken,
+    /// The sink, the span or the log can't go on now.
+    Stop,
+    /// The record is out of the way; go on with the next.
+    Skip,
+}
+
+impl Flusher {
+    /// Takes the sink's reports.
+    pub(super) fn serve(&mut self, now_ns: u64) {
+        let mut reports = std::mem::take(&mut self.reports);
+        self.sink.serve(now_ns, &mut reports);
+        for Report { opaque, outcome } in reports.drain(..) {
+            self.report(now_ns, opaque, outcome);
+        }
+        self.reports = reports;
+        self.release();
+        if self.rebuilding || now_ns.saturating_sub(self.sink_asked_ns) >= STATE_EVERY_NS {
+            self.ask_sink(now_ns);
+        }
+    }
+
+    fn report(&mut self, now_ns: u64, opaque: Opaque, outcome: Outcome) {
+        match self.seq.reported(opaque, outcome) {
+            Verdict::Stale => {}
+            Verdict::Finished(finished) => self.finished(now_ns, finished),
+            Verdict::SetAside { reason, .. } => {
+                self.parked.push_back(Parked { opaque, reason });
+            }
+            Verdict::Again => self.changed = true,
+            Verdict::Rebuild(reason) => {
+                self.instance_broken = Some(format!("{} ({})", reason.name, reason.code));
+            }
+        }
+    }
+
+    /// Asks the sink how it is, and rebuilds it if it must be.
+    fn ask_sink(&mut self, now_ns: u64) {
+        self.sink_asked_ns = now_ns;
+        let state = self.sink.state();
+        self.changed |= state != self.sink_state;
+        self.sink_state = state;
+        if self.rebuilding {
+            if !self.sink_state.rebuilding {
+                self.rebuilding = false;
+                // From here on nothing of the old instance can be reported any more.
+                self.seq.rebuilt();
+                self.changed = true;
+            }
+            return;
+        }
+        let broken = self.instance_broken.take();
+        if let Some(why) = self.sink_state.fatal.clone().or(broken) {
+            tracing::warn!(reason = %why, "the producer instance is replaced");
+            self.figures.rebuilds += 1;
+            self.figures.last_rebuild_reason = Some(why);
+            self.rebuilding = true;
+            self.changed = true;
+            self.sink.rebuild(now_ns);
+        }
+    }
+
+    /// Moves the `produced` cursor as far as sink, span and log allow. True when it stopped
+    /// only to keep the look short.
+    pub(super) fn produce(&mut self, now_ns: u64) -> bool {
+        for _ in 0..PRODUCE_PER_LOOK {
+            let offer = match self.seq.next_produce() {
+                Next::Produce { opaque, source, .. } => self.offer(now_ns, opaque, source),
+                Next::Read => self.read_backlog(now_ns),
+                Next::SpanFull | Next::JournalFirst | Next::Idle => return false,
+            };
+            match offer {
+                Offer::Taken => self.changed = true,
+                Offer::Skip => {}
+                Offer::Stop => return false,
+            }
+        }
+        true
+    }
+
+    fn offer(&mut self, now_ns: u64, opaque: Opaque, source: Source<crate::lane::Frame>) -> Offer {
+        match source {
+            Source::Memory(frame) => {
+                let name = self.name(frame.topic());
+                let Some(view) = self.drain.view(&frame) else { return Offer::Stop };
+                let result = self.sink.produce(&name, &view, opaque);
+                self.offered(now_ns, opaque, result)
+            }
+            Source::Log(position) => {
+                let Some(wal) = &mut self.wal else { return Offer::Stop };
+                let names = &self.names;
+                let result = match wal.read_at(position) {
+                    Ok(read) => match names.get(read.record.topic.0 as usize) {
+                        Some(name) => self.sink.produce(name, &read.record, opaque),
+                        None => {
+                            let topic = read.record.topic;
+                            self.name(topic);
+                            return Offer::Skip;
+                        }
+                    },
+                    Err(ReadError::Storage(kind)) => {
+                        self.wal_failed(&format!("read: {kind}"));
+                        return Offer::Stop;
+                    }
+                    Err(ReadError::Gone | ReadError::Damaged) => {
+                        self.give_up(now_ns, opaque);
+                        return Offer::Skip;
+                    }
+                };
+                self.offered(now_ns, opaque, result)
+            }
+        }
+    }
+
+    fn give_up(&mut self, now_ns: u64, opaque: Opaque) {
+        if let Some(finished) = self.seq.finish(opaque, End::Dropped("damaged")) {
+            self.finished(now_ns, finished);
+        }
+    }
+
+    fn offered(&mut self, now_ns: u64, opaque: Opaque, result: Result<(), ProduceError>) -> Offer {
+        match result {
+            Ok(()) => {
+                self.seq.handed(opaque);
+                Offer::Taken
+            }
+            Err(ProduceError::Busy) => Offer::Stop,
+            Err(ProduceError::Rejected { scope, reason }) => {
+                let outcome = Outcome::Failed { scope, reason, possibly_persisted: false };
+                self.report(now_ns, opaque, outcome);
+                Offer::Skip
+            }
+            Err(ProduceError::Fatal(reason)) => {
+                self.instance_broken = Some(format!("{} ({})", reason.name, reason.code));
+                if !self.rebuilding {
+                    self.ask_sink(now_ns);
+                }
+                Offer::Stop
+            }
+        }
+    }
+
+    /// Reads the next frame of the backlog, admits it and offers it while its bytes are here.
+    fn read_backlog(&mut self, now_ns: u64) -> Offer {
+        let from = self.backlog_from();
+        let Some(wal) = &mut self.wal else {
+            self.seq.caught_up();
+            return Offer::Skip;
+        };
+        if self.reader.is_none() {
+            self.reader = from.map(|position| wal.reader(position));
+        }
+        let Some(mut reader) = self.reader.take() else {
+            self.seq.caught_up();
+            return Offer::Skip;
+        };
+        let offer = match wal.read_next(&mut reader) {
+            ReadItem::Record(read) => {
+                let admitted = read.lsn >= self.seq.produced();
+                if admitted {
+                    let receipt = self.receipt_of(read.lsn);
+                    self.seq.admit(Backlog {
+                        lsn: read.lsn,
+                        position: read.position,
+                        topic: read.record.topic,
+                        bytes: (read.record.body.len() + RECORD_OVERHEAD_BYTES) as u32,
+                        receipt,
+                    });
+                }
+                match self.seq.next_produce() {
+                    Next::Produce { opaque, lsn, .. } if lsn == read.lsn => {
+                        let name = self.name(read.record.topic);
+                        let result = self.sink.produce(&name, &read.record, opaque);
+                        self.offered(now_ns, opaque, result)
+                    }
+                    _ => Offer::Skip,
+                }
+            }
+            ReadItem::Damage { records_lost, bytes } => {
+                tracing::error!(records_lost, bytes, "the log is damaged; what follows is good");
+                self.figures.findings.push(format!(
+                    "replay: {records_lost} records in {bytes} bytes could not be read"
+                ));
+                self.seq.damaged(records_lost);
+                self.changed = true;
+                Offer::Skip
+            }
+            ReadItem::CaughtUp => {
+                self.seq.caught_up();
+                // The reader goes on later from wherever the next backlog begins.
+                self.reader = None;
+                return Offer::Skip;
+            }
+            ReadItem::Error(kind) => {
+                self.wal_failed(&format!("read: {kind}"));
+                Offer::Stop
+            }
+        };
+        self.reader = Some(reader);
+        offer
+    }
+
+    /// Writes what can't be delivered to the set-aside log; without a log it is dropped. What
+    /// can't be written now stays parked and keeps its place.
+    pub(super) fn set_aside_parked(&mut self) {
+        let now_ns = self.last_look_ns;
+        for _ in 0..self.parked.len() {
+            let Some(parked) = self.parked.pop_front() else { return };
+            let Some((lsn, source)) = self.seq.source_of(parked.opaque) else { continue };
+            let end = match self.set_aside(&parked, lsn, source) {
+                Ok(end) => end,
+                Err(why) => {
+                    self.wal_failed(&why);
+                    self.parked.push_front(parked);
+                    return;
+                }
+            };
+            if let Some(finished) = self.seq.finish(parked.opaque, end) {
+                self.finished(now_ns, finished);
+            }
+        }
+        self.release();
+    }
+
+    fn set_aside(
+        &mut self,
+        parked: &Parked,
+        lsn: crate::record::Lsn,
+        source: Source<crate::lane::Frame>,
+    ) -> Result<End, String> {
+        let reason = parked.reason;
+        let Some(wal) = &mut self.wal else { return Ok(End::Dropped(reason.name)) };
+        let now = self.clock.unix_ms();
+        let copy;
+        let record = match source {
+            Source::Memory(frame) => match self.drain.view(&frame) {
+                Some(view) => view,
+                None => return Err("the frame is gone".into()),
+            },
+            Source::Log(position) => match wal.read_at(position) {
+                Ok(read) => {
+                    copy = read.record.body.to_vec();
+                    crate::record::RecordView { body: &copy, ..read.record }
+                }
+                Err(ReadError::Storage(kind)) => return Err(format!("read: {kind}")),
+                Err(_) => return Ok(End::Dropped("damaged")),
+            },
+        };
+        match wal.set_aside(lsn, &record, reason.name, reason.code, now) {
+            Ok(_) => Ok(End::SetAside(reason.name)),
+            Err(e) => Err(format!("set-aside: {e}")),
+        }
+    }
+}

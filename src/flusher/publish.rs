@@ -1,0 +1,173 @@
+//! Owns what the flusher tells the world after a look: the snapshot, the checkpoint, the waiters.
+
+use super::Flusher;
+use crate::sequence::Books;
+use crate::stats::{BookTotals, Percentiles, States, Stats, TopicStats, WalStats};
+use crate::wal::{CheckpointData, TopicBooks as StoredBooks};
+use hdrhistogram::Histogram;
+
+fn percentiles(h: &Histogram<u64>) -> Percentiles {
+    Percentiles {
+        count: h.len(),
+        p50: h.value_at_quantile(0.5),
+        p99: h.value_at_quantile(0.99),
+        p999: h.value_at_quantile(0.999),
+        max: h.max(),
+    }
+}
+
+impl Flusher {
+    pub(super) fn set_lane_stalled(&mut self, stalled: bool) {
+        if self.lane_stalled != stalled {
+            self.lane_stalled = stalled;
+            self.changed = true;
+            if stalled {
+                tracing::warn!("a thread reserved room in a lane and has not finished its record");
+            }
+        }
+    }
+
+    /// Publishes the snapshot if anything changed, and lets every waiter look.
+    pub(crate) fn publish(&mut self, now_ns: u64) {
+        let oldest_unsafe_ns = self.oldest_unsafe_ns();
+        let age_ns = oldest_unsafe_ns.map_or(0, |t| now_ns.saturating_sub(t));
+        let exposed = self.wal.is_some()
+            && self.timing.loss_window_ns.is_some_and(|w| age_ns > w.max(2 * self.worst_look_ns));
+        if exposed != self.figures.exposed {
+            self.figures.exposed = exposed;
+            self.figures.exposed_count += u64::from(exposed);
+            self.changed = true;
+            if exposed {
+                tracing::error!("records are older than the loss window and not in the log");
+            }
+        }
+        // An age grows without anything changing: it is republished as long as there is one.
+        if self.changed || oldest_unsafe_ns.is_some() || self.shared.has_waiters() {
+            self.changed = false;
+            let totals = self.totals();
+            if let Some(keeper) = &self.keeper {
+                keeper.offer(|data| self.fill_checkpoint(data, &totals));
+            }
+            let mut published = self.shared.published.lock();
+            self.fill_stats(&mut published.stats, totals, age_ns);
+            published.sink.clone_from(&self.sink_state);
+        }
+        self.shared.notify();
+    }
+
+    /// The totals as of the last look at the lanes.
+    fn totals(&mut self) -> BookTotals {
+        let books: &Books = self.seq.books();
+        let (mut accepted, mut in_lanes) = (0, 0);
+        for i in 0..self.lanes.len() {
+            let look = self.drain.look(i);
+            self.lanes[i].look = look;
+            accepted += look.head_seq - look.padding;
+            in_lanes += look.head_seq - look.popped;
+        }
+        BookTotals {
+            accepted,
+            in_lanes,
+            recovered: books.recovered(),
+            delivered: books.delivered(),
+            in_flight: books.in_flight(),
+            in_wal: books.in_wal(),
+            set_aside: books.set_aside(),
+            dropped: books.dropped(),
+            spilled: books.spilled(),
+            replayed: books.replayed(),
+            refused: self.shared.lanes.refused().iter().sum(),
+            duplicates_possible: books.duplicates_possible,
+            reordered: books.reordered,
+        }
+    }
+
+    fn oldest_unsafe_ns(&mut self) -> Option<u64> {
+        let mut oldest = self.seq.oldest_unsafe_ns();
+        for lane in &mut self.lanes {
+            if let Some(t) = lane.ages.oldest(lane.look.oldest_unpopped) {
+                oldest = Some(oldest.map_or(t, |o| o.min(t)));
+            }
+        }
+        oldest
+    }
+
+    fn fill_stats(&self, stats: &mut Stats, totals: BookTotals, age_ns: u64) {
+        stats.books = totals;
+        stats.unsafe_records = totals.in_lanes + totals.in_flight;
+        stats.oldest_unsafe_ms = age_ns / 1_000_000;
+        let topics = self.seq.books().topics();
+        stats.topics.resize_with(topics.len(), TopicStats::default);
+        for (i, (to, from)) in stats.topics.iter_mut().zip(topics).enumerate() {
+            if to.name.is_empty()
+                && let Some(name) = self.shared.topics.name(crate::record::TopicId(i as u32))
+            {
+                to.name = name.to_string();
+            }
+            to.accepted = from.popped;
+            to.recovered = from.recovered;
+            to.delivered = from.delivered;
+            to.in_flight = from.in_flight;
+            to.in_wal = from.in_wal;
+            to.spilled = from.spilled;
+            to.replayed = from.replayed;
+            to.set_aside.clear();
+            to.set_aside.extend(from.set_aside.iter());
+            to.dropped.clear();
+            to.dropped.extend(from.dropped.iter());
+        }
+        stats.refused.clear();
+        let refused = self.shared.lanes.refused();
+        let named = crate::error::SendError::ALL.iter().zip(refused);
+        stats.refused.extend(named.filter(|(_, n)| *n > 0).map(|(e, n)| (e.name(), n)));
+        let f = &self.figures;
+        stats.wal = self.wal.as_ref().map(|wal| WalStats {
+            bytes: wal.bytes_on_disk(),
+            damaged_records: self.seq.books().damaged,
+            quarantined: f.quarantined,
+            append_failures: f.append_failures,
+            unavailable: f.wal_unavailable.clone(),
+            findings: f.findings.clone(),
+        });
+        let s = &self.sink_state;
+        let disconnected =
+            (!s.connected).then(|| s.last_error.clone().unwrap_or_else(|| "not yet".into()));
+        stats.states = States {
+            disconnected,
+            exposed: f.exposed,
+            rebuilding: self.rebuilding,
+            paused_partitions: s.paused_partitions,
+            lane_stalled: self.lane_stalled,
+            flusher_stalled: false,
+            stopped: stats.states.stopped.take(),
+        };
+        stats.exposed_count = f.exposed_count;
+        stats.rebuilds = f.rebuilds;
+        stats.last_rebuild_reason.clone_from(&f.last_rebuild_reason);
+        stats.looks = f.looks;
+        stats.look_gap_us = percentiles(&f.look_gap_us);
+        stats.delivery_us = percentiles(&f.delivery_us);
+        stats.lost_at_most = f.lost_at_most;
+        stats.memory_bytes = f.memory_bytes;
+    }
+
+    fn fill_checkpoint(&self, data: &mut CheckpointData, totals: &BookTotals) {
+        data.watermark = self.seq.acked();
+        data.next_lsn = self.seq.next();
+        data.accepted = self.figures.accepted_before + totals.accepted;
+        data.delivered = self.figures.delivered_before + totals.delivered;
+        data.unsafe_records = totals.in_lanes + totals.in_flight;
+        let topics = self.seq.books().topics();
+        data.topics.resize_with(topics.len(), StoredBooks::default);
+        for (i, (to, from)) in data.topics.iter_mut().zip(topics).enumerate() {
+            if to.name.is_empty()
+                && let Some(name) = self.shared.topics.name(crate::record::TopicId(i as u32))
+            {
+                to.name = name.to_string();
+            }
+            to.delivered = from.delivered;
+            to.set_aside = from.set_aside.total();
+            to.dropped = from.dropped.total();
+        }
+    }
+}

@@ -1,0 +1,473 @@
+//! Owns the callers' side: reserve, fill, publish, refuse, close.
+
+use super::arena::Arena;
+use super::drain::Drain;
+use super::options::LaneOptions;
+use super::queue::Queue;
+use super::thread_id;
+use super::word::{UNIT_BYTES, Word};
+use crate::error::SendError;
+use crate::record::{ANY_PARTITION, HEADERS_MAX, Header, Shape, TopicId};
+use crate::sync::{AtomicBool, AtomicU64, Ordering};
+use std::io;
+use std::sync::Arc;
+
+/// `receipt` of a record that nobody waits for.
+pub const NO_RECEIPT: u32 = u32::MAX;
+/// How many reasons for a refusal there are; `refused()[i]` belongs to `SendError::ALL[i]`.
+pub const SEND_ERRORS: usize = SendError::ALL.len();
+
+/// A record on its way in: borrowed until `send` returns.
+#[derive(Clone, Copy, Debug)]
+pub struct OutRecord<'a> {
+    /// The topic.
+    pub topic: TopicId,
+    /// An explicit partition, or [`ANY_PARTITION`].
+    pub partition: i32,
+    /// CreateTime: milliseconds since the Unix epoch.
+    pub timestamp_ms: i64,
+    /// The key; null differs from empty.
+    pub key: Option<&'a [u8]>,
+    /// The value; null is a tombstone.
+    pub value: Option<&'a [u8]>,
+    /// The headers, in order.
+    pub headers: &'a [Header<'a>],
+    /// The receipt that waits for this record, or [`NO_RECEIPT`].
+    pub receipt: u32,
+}
+
+/// What goes through the queue: where a frame lies, and everything about it but its bytes.
+#[derive(Clone, Copy)]
+pub(super) struct Descriptor {
+    pub(super) timestamp_ms: i64,
+    pub(super) topic: TopicId,
+    pub(super) partition: i32,
+    /// The unit at which the body begins, within the lane's arena.
+    pub(super) at: u32,
+    /// Units reserved, those skipped at the arena's end included; [`PADDING`] may be set.
+    pub(super) span: u32,
+    pub(super) seq: u32,
+    pub(super) headers_len: u32,
+    /// [`NULL`] for none.
+    pub(super) key_len: u32,
+    /// [`NULL`] for none.
+    pub(super) value_len: u32,
+    pub(super) receipt: u32,
+}
+
+/// A key's or value's length when it is null.
+pub(super) const NULL: u32 = u32::MAX;
+/// Set in a descriptor's `span` when the frame holds no record.
+pub(super) const PADDING: u32 = 1 << 31;
+
+/// On a pair of cache lines of its own: the hardware fetches lines in pairs.
+#[repr(align(128))]
+pub(super) struct Padded<T>(pub(super) T);
+
+pub(super) struct Lane {
+    /// What the next record gets. Written by senders and by close.
+    pub(super) reservation: Padded<AtomicU64>,
+    /// What the drain has given back. Written by the drain.
+    pub(super) credits: Padded<AtomicU64>,
+    pub(super) queue: Queue<Descriptor>,
+    refused: Padded<[AtomicU64; SEND_ERRORS]>,
+}
+
+/// Where a lane begins to count, and under loom whether to weaken an ordering on purpose.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Start {
+    pub(super) position: u32,
+    pub(super) seq: u64,
+    #[cfg(loom)]
+    pub(super) weak_acquire: bool,
+    #[cfg(loom)]
+    pub(super) weak_release: bool,
+}
+
+impl Start {
+    /// How a sender reads the credits word.
+    #[inline]
+    fn credits_load(&self) -> Ordering {
+        #[cfg(loom)]
+        if self.weak_acquire {
+            return Ordering::Relaxed;
+        }
+        Ordering::Acquire
+    }
+
+    /// How the drain writes the credits word.
+    #[inline]
+    pub(super) fn credits_store(&self) -> Ordering {
+        #[cfg(loom)]
+        if self.weak_release {
+            return Ordering::Relaxed;
+        }
+        Ordering::Release
+    }
+}
+
+/// The callers' side of all lanes; shared through an [`Arc`].
+pub struct Lanes {
+    pub(super) lanes: Box<[Lane]>,
+    pub(super) arena: Arena,
+    pub(super) options: LaneOptions,
+    pub(super) start: Start,
+    /// Set before the lanes are closed when the flusher has panicked.
+    stopped: AtomicBool,
+}
+
+/// A range that this thread alone may write, until it is published.
+#[derive(Clone, Copy)]
+struct Reserved {
+    at: u32,
+    span: u32,
+    seq: u32,
+}
+
+impl Lanes {
+    /// Makes the lanes, faults their memory in, and returns both sides.
+    ///
+    /// # Errors
+    /// When an option is out of range (the message says what is allowed), or when the kernel
+    /// refuses memory.
+    pub fn new(options: &LaneOptions) -> io::Result<(Arc<Lanes>, Drain)> {
+        options.check()?;
+        Lanes::with_start(options, Start::default())
+    }
+
+    /// As `new`, with counters that begin anywhere. Options that `check` would refuse are safe,
+    /// but some records may never fit.
+    pub(super) fn with_start(
+        options: &LaneOptions,
+        start: Start,
+    ) -> io::Result<(Arc<Lanes>, Drain)> {
+        let word = Word::new(start.position, start.seq as u32).0;
+        let lane = |_| Lane {
+            reservation: Padded(AtomicU64::new(word)),
+            credits: Padded(AtomicU64::new(word)),
+            queue: Queue::new(options.lane_slots),
+            refused: Padded(std::array::from_fn(|_| AtomicU64::new(0))),
+        };
+        let lanes = Arc::new(Lanes {
+            lanes: (0..options.lanes).map(lane).collect(),
+            arena: Arena::new(options.lanes * options.lane_bytes)?,
+            options: *options,
+            start,
+            stopped: AtomicBool::new(false),
+        });
+        Ok((lanes.clone(), Drain::new(lanes)))
+    }
+
+    /// Does now what the calling thread's first send would do: draws the thread's number.
+    pub fn register_thread() {
+        thread_id::current();
+    }
+
+    /// The options that the lanes were made with.
+    #[must_use]
+    pub fn options(&self) -> &LaneOptions {
+        &self.options
+    }
+
+    /// Takes a record, or refuses it and leaves the caller's data untouched. Never waits,
+    /// allocates or locks, and makes no system call unless its lane is shared.
+    ///
+    /// # Errors
+    /// Every reason of [`SendError`] but `NoReceipt` and `BadLength`; each is counted.
+    #[inline]
+    pub fn send(&self, r: &OutRecord<'_>) -> Result<(), SendError> {
+        self.send_on(self.lane_of_thread(), r)
+    }
+
+    /// Takes a record whose value `f` writes in place: `f` gets `len_max` bytes with arbitrary
+    /// old contents and returns how many from the front are the value. `meta.value` is ignored.
+    /// When `f` panics, the panic goes on to the caller and no record was sent. Records that
+    /// this thread sends inside `f` come before this one.
+    ///
+    /// # Errors
+    /// As `send`, and `BadLength` when `f` returns more than `len_max`.
+    pub fn send_with(
+        &self,
+        meta: &OutRecord<'_>,
+        len_max: usize,
+        f: impl FnOnce(&mut [u8]) -> usize,
+    ) -> Result<(), SendError> {
+        self.send_with_on(self.lane_of_thread(), meta, len_max, f)
+    }
+
+    #[inline]
+    fn lane_of_thread(&self) -> usize {
+        thread_id::current() as usize & (self.lanes.len() - 1)
+    }
+
+    #[inline]
+    pub(super) fn send_on(&self, lane: usize, r: &OutRecord<'_>) -> Result<(), SendError> {
+        let value_len = r.value.map_or(0, <[u8]>::len);
+        let headers_len = self.check(lane, r, value_len)?;
+        let key = r.key.unwrap_or(&[]);
+        let value = r.value.unwrap_or(&[]);
+        let body_len = headers_len + key.len() + value_len;
+        let reserved = self.reserve(lane, body_len)?;
+        // SAFETY: the range was just reserved, and `check` has seen that this is no fork.
+        let body = unsafe { self.body_mut(lane, reserved, body_len) };
+        let rest = fill_front(body, r.headers, key);
+        rest.copy_from_slice(value);
+        let value_len = if r.value.is_some() { value_len as u32 } else { NULL };
+        self.publish(lane, describe(r, reserved, headers_len as u32, value_len));
+        Ok(())
+    }
+
+    pub(super) fn send_with_on(
+        &self,
+        lane: usize,
+        meta: &OutRecord<'_>,
+        len_max: usize,
+        f: impl FnOnce(&mut [u8]) -> usize,
+    ) -> Result<(), SendError> {
+        let headers_len = self.check(lane, meta, len_max)?;
+        let key = meta.key.unwrap_or(&[]);
+        let body_len = headers_len + key.len() + len_max;
+        let reserved = self.reserve(lane, body_len)?;
+        let mut open = Open { lanes: self, lane, descriptor: describe(meta, reserved, 0, NULL) };
+        open.descriptor.span |= PADDING;
+        // SAFETY: the range was just reserved, and `check` has seen that this is no fork. `open`
+        // publishes it only after `body` is gone.
+        let body = unsafe { self.body_mut(lane, reserved, body_len) };
+        let value_len = f(fill_front(body, meta.headers, key));
+        if value_len > len_max {
+            drop(open);
+            return Err(self.refuse(lane, SendError::BadLength));
+        }
+        open.descriptor.span = reserved.span;
+        open.descriptor.headers_len = headers_len as u32;
+        open.descriptor.value_len = value_len as u32;
+        Ok(())
+    }
+
+    /// Checks everything but the room; returns the bytes of the encoded headers. After it, the
+    /// body's length is at most `record_bytes_max`, and this process is no fork.
+    #[inline]
+    fn check(&self, lane: usize, r: &OutRecord<'_>, value_len: usize) -> Result<usize, SendError> {
+        if self.arena.is_forked() {
+            return Err(self.refuse(lane, SendError::Forked));
+        }
+        if r.partition < ANY_PARTITION {
+            return Err(self.refuse(lane, SendError::BadPartition));
+        }
+        let headers_len = if r.headers.is_empty() {
+            0
+        } else {
+            headers_len(r.headers).ok_or_else(|| self.refuse(lane, SendError::BadHeader))?
+        };
+        // Saturating: `len_max` is the caller's number, not the length of anything.
+        let body_len =
+            value_len.saturating_add(headers_len.saturating_add(r.key.map_or(0, <[u8]>::len)));
+        if body_len > self.options.record_bytes_max {
+            return Err(self.refuse(lane, SendError::TooLarge));
+        }
+        Ok(headers_len)
+    }
+
+    /// Takes a range for `body_len` bytes, a sequence number and a slot, or says why not.
+    #[inline]
+    fn reserve(&self, lane: usize, body_len: usize) -> Result<Reserved, SendError> {
+        let words = &self.lanes[lane];
+        let lane_units = (self.options.lane_bytes / UNIT_BYTES) as u32;
+        let units = body_len.div_ceil(UNIT_BYTES) as u32;
+        let mut seen = words.reservation.0.load(Ordering::Relaxed);
+        loop {
+            let word = Word(seen);
+            let credits = Word(words.credits.0.load(self.start.credits_load()));
+            let offset = word.position() & (lane_units - 1);
+            // A body lies in one piece: what doesn't fit before the end goes to the start.
+            let skip = if units > lane_units - offset { lane_units - offset } else { 0 };
+            let span = skip + units;
+            // In 64 bits: a stale word makes the first term as large as a u32 can be.
+            let used_units = u64::from(word.units_since(credits)) + u64::from(span);
+            let used_slots = word.records_since(credits) as usize;
+            if word.is_closed()
+                || used_units > u64::from(lane_units)
+                || used_slots >= self.options.lane_slots
+            {
+                seen = self.refuse_or_retry(lane, word, credits)?;
+                continue;
+            }
+            let next = Word::new(word.position().wrapping_add(span), word.seq().wrapping_add(1));
+            match words.reservation.0.compare_exchange_weak(
+                seen,
+                next.0,
+                Ordering::Relaxed,
+                Ordering::Relaxed,
+            ) {
+                Ok(_) => {
+                    let at = (offset + skip) & (lane_units - 1);
+                    return Ok(Reserved { at, span, seq: word.seq() });
+                }
+                Err(now) => seen = now,
+            }
+        }
+    }
+
+    /// The lane seems closed or full. It is, if neither word has changed since; otherwise the
+    /// reservation word to try again with. Each retry means that someone else got on.
+    #[cold]
+    #[inline(never)]
+    fn refuse_or_retry(&self, lane: usize, word: Word, credits: Word) -> Result<u64, SendError> {
+        let words = &self.lanes[lane];
+        let now = Word(words.reservation.0.load(Ordering::Acquire));
+        if now.is_closed() {
+            let stopped = self.stopped.load(Ordering::Acquire);
+            let reason = if stopped { SendError::Stopped } else { SendError::Closed };
+            return Err(self.refuse(lane, reason));
+        }
+        let credits_now = Word(words.credits.0.load(self.start.credits_load()));
+        if now == word && credits_now == credits {
+            return Err(self.refuse(lane, SendError::Full));
+        }
+        Ok(now.0)
+    }
+
+    /// # Safety
+    /// `reserved` is this thread's, on `lane`, for at least `len` bytes, not yet published, and
+    /// this process is no fork.
+    #[inline]
+    #[allow(clippy::mut_from_ref)]
+    unsafe fn body_mut(&self, lane: usize, reserved: Reserved, len: usize) -> &mut [u8] {
+        let offset = lane * self.options.lane_bytes + reserved.at as usize * UNIT_BYTES;
+        // SAFETY: a reserved range belongs to its sender until it is published; the credits were
+        // loaded with Acquire, so all earlier accesses happen before. It lies within the lane.
+        unsafe { self.arena.bytes_mut(offset, len) }
+    }
+
+    #[inline]
+    fn publish(&self, lane: usize, descriptor: Descriptor) {
+        let mut descriptor = descriptor;
+        // The slot credit makes the push succeed (see the room's page). Should a future queue
+        // break that, the record waits for the drain's next pop instead of being lost.
+        while let Err(back) = self.lanes[lane].queue.push(descriptor) {
+            debug_assert!(false, "a push with a slot credit found the queue full");
+            descriptor = back;
+            std::hint::spin_loop();
+        }
+    }
+
+    /// Refuses every later send with `Closed`. What was accepted before stays accepted.
+    pub fn close(&self) {
+        for lane in &self.lanes {
+            lane.reservation.0.fetch_or(Word::CLOSED, Ordering::AcqRel);
+        }
+    }
+
+    /// As [`Lanes::close`], but later sends say `Stopped`: the flusher has panicked.
+    pub fn stop(&self) {
+        self.stopped.store(true, Ordering::Release);
+        self.close();
+    }
+
+    /// Takes back a refusal that this thread just got: it tries the same record again.
+    pub fn forgive_refusal(&self, reason: SendError) {
+        let lane = &self.lanes[self.lane_of_thread()];
+        lane.refused.0[reason as usize - 1].fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// Counts a refusal that was decided outside the lanes (`NoReceipt`), and hands it back.
+    pub fn count_refusal(&self, reason: SendError) -> SendError {
+        self.refuse(self.lane_of_thread(), reason)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn refuse(&self, lane: usize, reason: SendError) -> SendError {
+        // The codes run from 1 without gaps, in the order of `ALL`; a test holds them to it.
+        if let Some(count) = self.lanes[lane].refused.0.get(reason as usize - 1) {
+            count.fetch_add(1, Ordering::Relaxed);
+        }
+        reason
+    }
+
+    /// Refusals by reason so far, in the order of [`SendError::ALL`].
+    #[must_use]
+    pub fn refused(&self) -> [u64; SEND_ERRORS] {
+        let mut sums = [0; SEND_ERRORS];
+        for lane in &self.lanes {
+            for (sum, count) in sums.iter_mut().zip(&lane.refused.0) {
+                *sum += count.load(Ordering::Relaxed);
+            }
+        }
+        sums
+    }
+}
+
+impl std::fmt::Debug for Lanes {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Lanes").field("options", &self.options).finish_non_exhaustive()
+    }
+}
+
+/// A reserved frame whose closure may panic: dropped, it is published, as padding unless the
+/// closure came back with a length.
+struct Open<'a> {
+    lanes: &'a Lanes,
+    lane: usize,
+    descriptor: Descriptor,
+}
+
+impl Drop for Open<'_> {
+    fn drop(&mut self) {
+        self.lanes.publish(self.lane, self.descriptor);
+    }
+}
+
+#[inline]
+fn describe(
+    r: &OutRecord<'_>,
+    reserved: Reserved,
+    headers_len: u32,
+    value_len: u32,
+) -> Descriptor {
+    Descriptor {
+        timestamp_ms: r.timestamp_ms,
+        topic: r.topic,
+        partition: r.partition,
+        at: reserved.at,
+        span: reserved.span,
+        seq: reserved.seq,
+        headers_len,
+        key_len: r.key.map_or(NULL, |key| key.len() as u32),
+        value_len,
+        receipt: r.receipt,
+    }
+}
+
+impl Descriptor {
+    pub(super) fn shape(&self) -> Shape {
+        let len = |len| if len == NULL { None } else { Some(len) };
+        Shape {
+            headers_len: self.headers_len,
+            key_len: len(self.key_len),
+            value_len: len(self.value_len),
+        }
+    }
+}
+
+/// Writes headers and key to the front of a body and returns the rest.
+#[inline]
+fn fill_front<'b>(body: &'b mut [u8], headers: &[Header<'_>], key: &[u8]) -> &'b mut [u8] {
+    let mut rest = body;
+    for header in headers {
+        let len = header.encode(rest);
+        rest = &mut rest[len..];
+    }
+    let (front, rest) = rest.split_at_mut(key.len());
+    front.copy_from_slice(key);
+    rest
+}
+
+/// The bytes of the encoded headers, or `None` if one is bad or there are too many.
+#[inline(never)]
+fn headers_len(headers: &[Header<'_>]) -> Option<usize> {
+    if headers.len() > HEADERS_MAX || !headers.iter().all(Header::is_valid) {
+        return None;
+    }
+    Some(headers.iter().map(Header::encoded_len).sum())
+}

@@ -1,0 +1,176 @@
+//! Loom models of reserve, publish, refuse, close and release, at capacity 1 and 2.
+//!
+//! The arena is two units long, so that ranges are used again at once; every access to a unit
+//! is checked for order against the conflicting ones. The last two models weaken the credits'
+//! orderings on purpose and must be caught.
+
+use super::lanes::Start;
+use super::*;
+use crate::error::SendError;
+use crate::record::TopicId;
+use loom::thread;
+
+fn options(slots: usize) -> LaneOptions {
+    LaneOptions { lanes: 1, lane_bytes: 32, lane_slots: slots, record_bytes_max: 16 }
+}
+
+fn record(value: &[u8]) -> OutRecord<'_> {
+    OutRecord {
+        topic: TopicId(0),
+        partition: 0,
+        timestamp_ms: 0,
+        key: None,
+        value: Some(value),
+        headers: &[],
+        receipt: NO_RECEIPT,
+    }
+}
+
+/// Pops, reads and releases one record; its first byte.
+fn take(drain: &mut Drain) -> Option<u8> {
+    let frame = drain.pop(0)?;
+    let byte = drain.view(&frame).unwrap().value().unwrap()[0];
+    assert!(drain.release(&frame));
+    Some(byte)
+}
+
+/// Two senders and a drain: what was accepted is popped, each sender's in order, and a refusal
+/// is for want of room only.
+fn send_and_drain(slots: usize, start: Start) {
+    loom::model(move || {
+        let (lanes, mut drain) = Lanes::with_start(&options(slots), start).unwrap();
+        let send = |who: u8, count: u8| {
+            let lanes = lanes.clone();
+            thread::spawn(move || {
+                let mut accepted = Vec::new();
+                for i in 0..count {
+                    match lanes.send_on(0, &record(&[who + i; 16])) {
+                        Ok(()) => accepted.push(who + i),
+                        Err(e) => assert_eq!(e, SendError::Full),
+                    }
+                }
+                accepted
+            })
+        };
+        let (a, b) = (send(10, 2), send(20, 1));
+        let mut popped: Vec<u8> = take(&mut drain).into_iter().collect();
+        let (a, b) = (a.join().unwrap(), b.join().unwrap());
+        popped.extend(std::iter::from_fn(|| take(&mut drain)));
+        let of = |who: u8| popped.iter().copied().filter(|p| p / 10 * 10 == who).collect::<Vec<_>>();
+        assert_eq!((of(10), of(20)), (a, b));
+        let look = drain.look(0);
+        assert_eq!((look.used_bytes, look.used_slots, look.unpublished()), (0, 0, 0));
+        assert_eq!(look.head_seq - start.seq, popped.len() as u64);
+    });
+}
+
+#[test]
+fn reserve_publish_release_with_one_slot() {
+    send_and_drain(1, Start::default());
+}
+
+#[test]
+fn reserve_publish_release_with_two_slots_across_the_wraps() {
+    send_and_drain(2, Start { position: u32::MAX, seq: (1 << 31) - 1, ..Start::default() });
+}
+
+/// One sender, one slot: the second send uses the first one's range again.
+fn reuse(start: Start) {
+    loom::model(move || {
+        let (lanes, mut drain) =
+            Lanes::with_start(&LaneOptions { lane_bytes: 16, ..options(1) }, start).unwrap();
+        let sender = {
+            let lanes = lanes.clone();
+            thread::spawn(move || {
+                (0..2).filter(|&i| lanes.send_on(0, &record(&[i; 16])).is_ok()).count()
+            })
+        };
+        let mut popped = usize::from(take(&mut drain).is_some());
+        let accepted = sender.join().unwrap();
+        popped += std::iter::from_fn(|| take(&mut drain)).count();
+        assert_eq!(accepted, popped);
+    });
+}
+
+#[test]
+fn a_range_is_used_again_after_its_release() {
+    reuse(Start::default());
+}
+
+#[test]
+#[should_panic(expected = "Causality violation")]
+fn weak_release_of_the_credits_is_caught() {
+    reuse(Start { weak_release: true, ..Start::default() });
+}
+
+#[test]
+#[should_panic(expected = "Causality violation")]
+fn weak_acquire_of_the_credits_is_caught() {
+    reuse(Start { weak_acquire: true, ..Start::default() });
+}
+
+/// Two senders against close: once the drain reads the closed bit, the head that it read with
+/// it is what was accepted, and popping that much ends.
+#[test]
+fn accepted_and_closed_are_linear() {
+    loom::model(|| {
+        let (lanes, mut drain) = Lanes::with_start(&options(2), Start::default()).unwrap();
+        let send = || {
+            let lanes = lanes.clone();
+            thread::spawn(move || match lanes.send_on(0, &record(&[1; 16])) {
+                Ok(()) => 1,
+                Err(e) => {
+                    assert_eq!(e, SendError::Closed);
+                    0
+                }
+            })
+        };
+        let (a, b) = (send(), send());
+        lanes.close();
+        let at_close = drain.look(0);
+        assert!(at_close.closed);
+        assert_eq!(lanes.send_on(0, &record(&[2; 16])), Err(SendError::Closed));
+        let accepted: u64 = a.join().unwrap() + b.join().unwrap();
+        assert_eq!(accepted, at_close.head_seq);
+        while take(&mut drain).is_some() {}
+        let look = drain.look(0);
+        assert!(look.is_drained());
+        assert_eq!(look.head_seq, accepted);
+    });
+}
+
+/// A sender that is refused after `stop` says so: `Closed` is for an orderly close only.
+#[test]
+fn stopped_is_seen_with_the_closed_bit() {
+    loom::model(|| {
+        let (lanes, mut drain) = Lanes::with_start(&options(1), Start::default()).unwrap();
+        let sender = {
+            let lanes = lanes.clone();
+            thread::spawn(move || lanes.send_on(0, &record(&[1; 16])))
+        };
+        lanes.stop();
+        let sent = sender.join().unwrap();
+        match sent {
+            Ok(()) => assert_eq!(take(&mut drain), Some(1)),
+            Err(e) => assert_eq!(e, SendError::Stopped),
+        }
+        assert!(drain.look(0).is_drained());
+    });
+}
+
+/// A frame whose closure gives up is padding: it is popped, counted and given back.
+#[test]
+fn an_abandoned_frame_is_given_back() {
+    loom::model(|| {
+        let (lanes, mut drain) = Lanes::with_start(&options(1), Start::default()).unwrap();
+        let sender = {
+            let lanes = lanes.clone();
+            thread::spawn(move || lanes.send_with_on(0, &record(&[]), 8, |_| 9))
+        };
+        assert_eq!(take(&mut drain), None);
+        assert_eq!(sender.join().unwrap(), Err(SendError::BadLength));
+        assert_eq!(take(&mut drain), None);
+        let look = drain.look(0);
+        assert_eq!((look.head_seq, look.padding, look.used_slots), (1, 1, 0));
+    });
+}

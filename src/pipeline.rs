@@ -1,0 +1,233 @@
+//! Owns [`Pipeline`]: what users open, ask and close, and the threads behind it.
+
+use crate::builder::Builder;
+use crate::clock::Clock;
+use crate::error::TopicError;
+use crate::flusher::Flusher;
+use crate::keeper::Keeper;
+use crate::lane::Lanes;
+use crate::receipt::Waiting;
+use crate::shared::Shared;
+use crate::stats::{CloseReport, Stats};
+use crate::sync::Ordering;
+use crate::thread::{panic_text, spawn};
+use crate::topic::Topic;
+use crate::topics::is_valid_topic_name;
+use parking_lot::Mutex;
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+/// A gap in the flusher's looks that counts as a state.
+const FLUSHER_STALLED_NS: u64 = 1_000_000_000;
+
+/// The threads of one pipeline, to be joined in this order.
+pub(crate) struct Threads {
+    flusher: JoinHandle<()>,
+    keeper: Option<JoinHandle<()>>,
+}
+
+impl Threads {
+    pub(crate) fn start(
+        mut flusher: Flusher,
+        keeper: Option<Keeper>,
+        shared: &Arc<Shared>,
+    ) -> io::Result<Self> {
+        let on_panic = |who: &'static str, shared: &Arc<Shared>| {
+            let shared = shared.clone();
+            move |why: String| shared.stop(format!("{who}: {why}"))
+        };
+        // The keeper first: if the flusher can't be started, its drop ends the keeper.
+        let keeper = keeper
+            .map(|k| spawn("forebay-keeper", move || k.run(), on_panic("keeper", shared)))
+            .transpose()?;
+        let stop = on_panic("flusher", shared);
+        let body = move || {
+            if let Err(panic) = catch_unwind(AssertUnwindSafe(|| flusher.run())) {
+                stop(panic_text(&*panic));
+                flusher.salvage();
+            }
+        };
+        let flusher = spawn("forebay-flusher", body, on_panic("flusher", shared))?;
+        Ok(Threads { flusher, keeper })
+    }
+
+    fn join(self) {
+        // A panic was caught inside and told; join can't fail for another reason.
+        let _ = self.flusher.join();
+        if let Some(keeper) = self.keeper {
+            let _ = keeper.join();
+        }
+    }
+}
+
+/// Takes records from any thread and gets them to Kafka. See the crate's page for the whole.
+///
+/// Dropping it never waits for Kafka: what is in memory is journaled and synced (without a log:
+/// dropped and counted). [`Pipeline::close`] gives Kafka time first.
+pub struct Pipeline {
+    shared: Arc<Shared>,
+    clock: Arc<dyn Clock>,
+    threads: Mutex<Option<Threads>>,
+    drop_timeout: Duration,
+}
+
+impl std::fmt::Debug for Pipeline {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Pipeline").finish_non_exhaustive()
+    }
+}
+
+/// `flush` ended before everything was final.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("{remaining} records are not final yet; they are on their way")]
+pub struct FlushError {
+    /// Records accepted or recovered and not final, later ones included.
+    pub remaining: u64,
+}
+
+/// `ready` ended before brokers and topics were known.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("not ready: {reason}")]
+pub struct NotReady {
+    /// What is missing, and the last error if there was one.
+    pub reason: String,
+}
+
+impl Pipeline {
+    /// Settings for a new pipeline.
+    pub fn builder() -> Builder {
+        Builder::default()
+    }
+
+    pub(crate) fn new(
+        shared: Arc<Shared>,
+        clock: Arc<dyn Clock>,
+        threads: Threads,
+        drop_timeout: Duration,
+    ) -> Self {
+        Pipeline { shared, clock, threads: Mutex::new(Some(threads)), drop_timeout }
+    }
+
+    /// A topic to send to. The name is interned once; asking again is cheap, not free.
+    ///
+    /// # Errors
+    /// When Kafka doesn't allow the name.
+    pub fn topic(&self, name: &str) -> Result<Topic, TopicError> {
+        if !is_valid_topic_name(name) {
+            return Err(TopicError { name: name.into() });
+        }
+        let id = self.shared.topics.intern(name);
+        let name: Arc<str> = name.into();
+        self.shared.announce.lock().push(name.clone());
+        self.shared.announced.store(true, Ordering::Release);
+        self.shared.waker.wake();
+        Ok(Topic { shared: self.shared.clone(), id, name })
+    }
+
+    /// Does now what the calling thread's first send would do (drawing its number), so that
+    /// not even the first is slower.
+    pub fn register_thread(&self) {
+        Lanes::register_thread();
+    }
+
+    /// Waits until a broker is connected and every topic asked for is known, at most `timeout`.
+    /// Nobody has to: sends are taken at once.
+    ///
+    /// # Errors
+    /// What is missing when the time is over.
+    pub fn ready(&self, timeout: Duration) -> Result<(), NotReady> {
+        let is_ready = || {
+            let published = self.shared.published.lock();
+            let topics_heard = !self.shared.announced.load(Ordering::Acquire);
+            published.sink.connected && published.sink.topics_known && topics_heard
+        };
+        if self.shared.wait_until(timeout, &mut { is_ready }) {
+            return Ok(());
+        }
+        let sink = self.shared.published.lock().sink.clone();
+        let what = if sink.connected { "topics aren't known yet" } else { "no broker is connected" };
+        let reason = match sink.last_error {
+            Some(error) => format!("{what} ({error})"),
+            None => what.to_owned(),
+        };
+        Err(NotReady { reason })
+    }
+
+    /// Sends everything accepted so far without waiting for a batch, and waits until it is
+    /// final, at most `timeout`.
+    ///
+    /// # Errors
+    /// How much is not final when the time is over. It is on its way: don't send it again.
+    pub fn flush(&self, timeout: Duration) -> Result<(), FlushError> {
+        let number = self.shared.ask_flush();
+        let shared = &self.shared;
+        let done = || {
+            shared.flush_done() >= number || shared.published.lock().closed.is_some()
+        };
+        shared.wait_until(timeout, &mut { done });
+        if shared.flush_done() >= number {
+            return Ok(());
+        }
+        let books = shared.published.lock().stats.books;
+        match books.in_lanes + books.in_flight + books.in_wal {
+            0 if shared.published.lock().closed.is_some() => Ok(()),
+            remaining => Err(FlushError { remaining }),
+        }
+    }
+
+    /// The newest snapshot: at most one look (10 ms) old while anything moves.
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        let mut stats = self.shared.published.lock().stats.clone();
+        let heartbeat_ns = self.shared.heartbeat_ns.load(Ordering::Acquire);
+        let is_open = self.shared.published.lock().closed.is_none();
+        let silent_ns = self.clock.now_ns().saturating_sub(heartbeat_ns);
+        stats.states.flusher_stalled = is_open && heartbeat_ns > 0 && silent_ns > FLUSHER_STALLED_NS;
+        stats
+    }
+
+    /// Ends the intake (`send` says `Closed` from here on), gives Kafka until `timeout` to take
+    /// what is on its way, journals and syncs the rest, and tells where everything ended. The
+    /// log gets up to 2 s beyond the timeout. A second call returns the same report.
+    ///
+    /// # Errors
+    /// When a thread of the pipeline had stopped after a panic: what it said.
+    pub fn close(&self, timeout: Duration) -> Result<CloseReport, CloseError> {
+        let timeout_ns = u64::try_from(timeout.as_nanos()).unwrap_or(u64::MAX);
+        self.shared.ask_close(self.clock.now_ns().saturating_add(timeout_ns));
+        let mut threads = self.threads.lock();
+        if let Some(threads) = threads.take() {
+            threads.join();
+        }
+        let published = self.shared.published.lock();
+        if let Some(why) = &published.stopped {
+            return Err(CloseError { why: why.clone(), stats: Box::new(published.stats.clone()) });
+        }
+        published.closed.clone().ok_or_else(|| CloseError {
+            why: "the flusher ended without a report".into(),
+            stats: Box::new(published.stats.clone()),
+        })
+    }
+}
+
+/// `close` found that a thread of the pipeline had stopped.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("the pipeline had stopped: {why}")]
+pub struct CloseError {
+    /// What the panic said.
+    pub why: String,
+    /// The last snapshot.
+    pub stats: Box<Stats>,
+}
+
+impl Drop for Pipeline {
+    fn drop(&mut self) {
+        if self.threads.lock().is_some() {
+            // Whoever wants the report calls close(); it has been counted either way.
+            let _ = self.close(self.drop_timeout);
+        }
+    }
+}

@@ -1,0 +1,26 @@
+//! The sink that is Kafka: librdkafka's producer, driven raw.
+//!
+//! | file | owns |
+//! |---|---|
+//! | `config` | options, and which librdkafka properties are ours |
+//! | `errors` | error code to scope and reason |
+//! | `instance` | the FFI: the only `unsafe` in this room |
+//! | `partitions` | choice of partition, how far ahead, pausing; pure |
+//! | `topics` | what metadata says of a topic |
+//! | `worker` | the thread for everything that blocks |
+//! | `producer` | [`KafkaSink`], which puts them together |
+
+mod config;
+mod errors;
+mod instance;
+mod partitions;
+mod producer;
+mod topics;
+mod worker;
+
+pub use config::{KafkaOptions, Partitioner};
+pub use errors::describe;
+pub use producer::KafkaSink;
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,263 @@
+//! Owns, for the partitions of one topic, which of them a record goes to, how far it may run
+//! ahead of its reports, and when it is paused. Pure: no librdkafka, no clock.
+//!
+//! Why: an idempotent librdkafka sends one request per partition and round trip, and its broker
+//! thread spins for as long as a request is unanswered and anything is queued behind it. So a
+//! partition gets little more than one request ahead of its reports, and one that is silent
+//! with something in flight is paused: a paused partition doesn't spin, and the reports of what
+//! is in flight still come. After a disconnect the retried messages lie in the paused queue, so
+//! a paused partition is tried again from time to time.
+
+/// The numbers that bound a partition.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Limits {
+    /// Records handed over and unreported, at most.
+    pub records_ahead: u32,
+    /// Their bytes, at most; one record always fits.
+    pub bytes_ahead: u64,
+    /// Keyless records go to one partition for this many records,
+    pub turn_records: u32,
+    /// or bytes,
+    pub turn_bytes: u64,
+    /// or nanoseconds, whichever comes first.
+    pub turn_ns: u64,
+    /// A partition without a report for this long, with something in flight, is paused.
+    pub silent_ns: u64,
+    /// A paused partition is tried again this often,
+    pub probe_every_ns: u64,
+    /// for this long.
+    pub probe_ns: u64,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+enum Flow {
+    #[default]
+    Running,
+    Paused {
+        since_ns: u64,
+    },
+    Probing {
+        since_ns: u64,
+    },
+}
+
+/// What is to be done to a partition in librdkafka.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Step {
+    Pause,
+    Resume,
+}
+
+/// One partition's account.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Partition {
+    records: u32,
+    bytes: u64,
+    /// The last report, or when the first of what is in flight was handed over.
+    heard_ns: u64,
+    flow: Flow,
+}
+
+impl Partition {
+    /// Whether a record of `bytes` may be handed over now.
+    #[inline]
+    fn has_room(&self, bytes: u64, limits: &Limits) -> bool {
+        self.records == 0
+            || (self.flow == Flow::Running
+                && self.records < limits.records_ahead
+                && self.bytes + bytes <= limits.bytes_ahead)
+    }
+
+    #[inline]
+    fn handed_over(&mut self, bytes: u64, now_ns: u64) {
+        if self.records == 0 {
+            self.heard_ns = now_ns;
+        }
+        self.records += 1;
+        self.bytes += bytes;
+    }
+
+    fn reported(&mut self, bytes: u64, now_ns: u64) {
+        self.records = self.records.saturating_sub(1);
+        self.bytes = if self.records == 0 { 0 } else { self.bytes.saturating_sub(bytes) };
+        self.heard_ns = now_ns;
+    }
+
+    fn step(&mut self, now_ns: u64, limits: &Limits) -> Option<Step> {
+        let silent = self.records > 0;
+        match self.flow {
+            Flow::Running if silent && now_ns >= self.heard_ns + limits.silent_ns => {
+                self.flow = Flow::Paused { since_ns: now_ns };
+                Some(Step::Pause)
+            }
+            Flow::Running => None,
+            // Something was reported since, or nothing is left that could be silent.
+            Flow::Paused { since_ns } if !silent || self.heard_ns > since_ns => {
+                self.flow = Flow::Running;
+                Some(Step::Resume)
+            }
+            Flow::Paused { since_ns } if now_ns >= since_ns + limits.probe_every_ns => {
+                self.flow = Flow::Probing { since_ns: now_ns };
+                Some(Step::Resume)
+            }
+            Flow::Paused { .. } => None,
+            Flow::Probing { since_ns } if !silent || self.heard_ns > since_ns => {
+                self.flow = Flow::Running;
+                None
+            }
+            Flow::Probing { since_ns } if now_ns >= since_ns + limits.probe_ns => {
+                self.flow = Flow::Paused { since_ns: now_ns };
+                Some(Step::Pause)
+            }
+            Flow::Probing { .. } => None,
+        }
+    }
+
+    /// Lets a paused partition be tried now, whatever the time.
+    fn probe_now(&mut self, now_ns: u64) -> Option<Step> {
+        match self.flow {
+            Flow::Paused { .. } => {
+                self.flow = Flow::Probing { since_ns: now_ns };
+                Some(Step::Resume)
+            }
+            Flow::Probing { .. } => {
+                self.flow = Flow::Probing { since_ns: now_ns };
+                None
+            }
+            Flow::Running => None,
+        }
+    }
+}
+
+/// The answer to "where does this record go".
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Choice {
+    /// To this partition, now.
+    Partition(i32),
+    /// Not now.
+    Busy,
+    /// The record asks for a partition that the topic doesn't have.
+    Unknown,
+}
+
+/// The partitions of one topic.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Partitions {
+    all: Vec<Partition>,
+    turn: usize,
+    turn_records: u32,
+    turn_bytes: u64,
+    turn_from_ns: u64,
+}
+
+impl Partitions {
+    /// How many partitions there are; 0 until it is known.
+    pub fn count(&self) -> usize {
+        self.all.len()
+    }
+
+    /// Takes the count from metadata. A topic that shrank (deleted and made again) keeps the
+    /// accounts above the count as long as anything in them is unreported.
+    pub fn set_count(&mut self, count: usize) {
+        if count < self.all.len() && self.all[count..].iter().any(|p| p.records > 0) {
+            return;
+        }
+        self.all.resize_with(count, Partition::default);
+        if self.turn >= count {
+            self.turn = 0;
+        }
+    }
+
+    /// For a record that asks for `partition` itself, or whose key chose it.
+    #[inline]
+    pub fn fixed(&self, partition: i32, bytes: u64, limits: &Limits) -> Choice {
+        match self.all.get(partition as usize) {
+            None => Choice::Unknown,
+            Some(p) if p.has_room(bytes, limits) => Choice::Partition(partition),
+            Some(_) => Choice::Busy,
+        }
+    }
+
+    /// For a record without a key: the partition whose turn it is, or the next one with room.
+    #[inline]
+    pub fn keyless(&mut self, bytes: u64, now_ns: u64, limits: &Limits) -> Choice {
+        let over = self.turn_records >= limits.turn_records
+            || self.turn_bytes + bytes > limits.turn_bytes
+            || now_ns >= self.turn_from_ns + limits.turn_ns;
+        if over && self.turn_records > 0 {
+            self.next_turn(self.turn + 1, now_ns);
+        }
+        for step in 0..self.all.len() {
+            let at = (self.turn + step) % self.all.len();
+            if self.all[at].has_room(bytes, limits) {
+                if step > 0 {
+                    self.next_turn(at, now_ns);
+                } else if self.turn_records == 0 {
+                    self.turn_from_ns = now_ns;
+                }
+                return Choice::Partition(at as i32);
+            }
+        }
+        Choice::Busy
+    }
+
+    fn next_turn(&mut self, at: usize, now_ns: u64) {
+        self.turn = at % self.all.len().max(1);
+        self.turn_records = 0;
+        self.turn_bytes = 0;
+        self.turn_from_ns = now_ns;
+    }
+
+    /// A record was handed over to `partition`.
+    #[inline]
+    pub fn handed_over(&mut self, partition: i32, bytes: u64, keyless: bool, now_ns: u64) {
+        if let Some(p) = self.all.get_mut(partition as usize) {
+            p.handed_over(bytes, now_ns);
+        }
+        if keyless {
+            self.turn_records += 1;
+            self.turn_bytes += bytes;
+        }
+    }
+
+    /// A record of `partition` was reported.
+    #[inline]
+    pub fn reported(&mut self, partition: i32, bytes: u64, now_ns: u64) {
+        if let Some(p) = self.all.get_mut(partition as usize) {
+            p.reported(bytes, now_ns);
+        }
+    }
+
+    /// Says what is to be paused and resumed now.
+    pub fn steps(&mut self, now_ns: u64, limits: &Limits, mut act: impl FnMut(i32, Step)) {
+        for (at, p) in self.all.iter_mut().enumerate() {
+            if let Some(step) = p.step(now_ns, limits) {
+                act(at as i32, step);
+            }
+        }
+    }
+
+    /// Lets every paused partition be tried now.
+    pub fn probe_now(&mut self, now_ns: u64, mut act: impl FnMut(i32)) {
+        for (at, p) in self.all.iter_mut().enumerate() {
+            if p.probe_now(now_ns).is_some() {
+                act(at as i32);
+            }
+        }
+    }
+
+    /// How many are paused or being tried.
+    pub fn silent(&self) -> u32 {
+        self.all.iter().filter(|p| p.flow != Flow::Running).count() as u32
+    }
+
+    /// The partition that has been silent longest with something in flight, and since when.
+    pub fn longest_silence(&self) -> Option<(i32, u64)> {
+        let silent = self.all.iter().enumerate().filter(|(_, p)| p.records > 0);
+        silent.map(|(at, p)| (at as i32, p.heard_ns)).min_by_key(|s| s.1)
+    }
+}
+
+#[cfg(test)]
+#[path = "partitions_tests.rs"]
+mod tests;

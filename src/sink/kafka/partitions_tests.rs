@@ -1,0 +1,155 @@
+//! Partition choice, running ahead and pausing, on numbers alone.
+
+use super::*;
+
+const LIMITS: Limits = Limits {
+    records_ahead: 4,
+    bytes_ahead: 400,
+    turn_records: 2,
+    turn_bytes: 200,
+    turn_ns: 1_000,
+    silent_ns: 100,
+    probe_every_ns: 500,
+    probe_ns: 15,
+};
+
+fn partitions(count: usize) -> Partitions {
+    let mut all = Partitions::default();
+    all.set_count(count);
+    all
+}
+
+fn steps(p: &mut Partitions, now_ns: u64) -> Vec<(i32, Step)> {
+    let mut out = Vec::new();
+    p.steps(now_ns, &LIMITS, |partition, step| out.push((partition, step)));
+    out
+}
+
+#[test]
+fn a_partition_takes_no_more_than_it_may_run_ahead() {
+    let mut p = partitions(1);
+    for _ in 0..4 {
+        assert_eq!(p.fixed(0, 50, &LIMITS), Choice::Partition(0));
+        p.handed_over(0, 50, false, 1);
+    }
+    assert_eq!(p.fixed(0, 50, &LIMITS), Choice::Busy, "records");
+    p.reported(0, 50, 2);
+    assert_eq!(p.fixed(0, 50, &LIMITS), Choice::Partition(0));
+    assert_eq!(p.fixed(0, 251, &LIMITS), Choice::Busy, "bytes");
+}
+
+#[test]
+fn one_record_always_fits() {
+    let p = partitions(1);
+    assert_eq!(p.fixed(0, 1_000_000, &LIMITS), Choice::Partition(0));
+}
+
+#[test]
+fn a_partition_that_is_not_there_is_unknown() {
+    let p = partitions(2);
+    assert_eq!(p.fixed(2, 1, &LIMITS), Choice::Unknown);
+    assert_eq!(p.fixed(i32::MAX, 1, &LIMITS), Choice::Unknown);
+}
+
+#[test]
+fn keyless_records_go_in_turns() {
+    let mut p = partitions(3);
+    let mut went = Vec::new();
+    for _ in 0..6 {
+        let Choice::Partition(to) = p.keyless(10, 0, &LIMITS) else { panic!("busy") };
+        p.handed_over(to, 10, true, 0);
+        went.push(to);
+    }
+    assert_eq!(went, [0, 0, 1, 1, 2, 2]);
+}
+
+#[test]
+fn a_turn_ends_with_time_too() {
+    let mut p = partitions(2);
+    assert_eq!(p.keyless(10, 0, &LIMITS), Choice::Partition(0));
+    p.handed_over(0, 10, true, 0);
+    assert_eq!(p.keyless(10, 999, &LIMITS), Choice::Partition(0));
+    assert_eq!(p.keyless(10, 1_000, &LIMITS), Choice::Partition(1));
+}
+
+#[test]
+fn keyless_records_pass_by_a_partition_without_room() {
+    let mut p = partitions(2);
+    for _ in 0..4 {
+        p.handed_over(0, 10, false, 0);
+    }
+    for _ in 0..4 {
+        assert_eq!(p.keyless(10, 0, &LIMITS), Choice::Partition(1));
+        p.handed_over(1, 10, true, 0);
+    }
+    assert_eq!(p.keyless(10, 0, &LIMITS), Choice::Busy);
+}
+
+#[test]
+fn no_partitions_means_busy() {
+    assert_eq!(partitions(0).keyless(1, 0, &LIMITS), Choice::Busy);
+}
+
+#[test]
+fn silence_pauses_and_a_report_resumes() {
+    let mut p = partitions(2);
+    p.handed_over(1, 10, false, 1_000);
+    assert_eq!(steps(&mut p, 1_099), []);
+    assert_eq!(steps(&mut p, 1_100), [(1, Step::Pause)]);
+    assert_eq!(p.fixed(1, 10, &LIMITS), Choice::Busy, "nothing is queued on a paused one");
+    assert_eq!((p.silent(), p.longest_silence()), (1, Some((1, 1_000))));
+    p.reported(1, 10, 1_150);
+    assert_eq!(steps(&mut p, 1_150), [(1, Step::Resume)]);
+    assert_eq!((p.silent(), p.longest_silence()), (0, None));
+}
+
+#[test]
+fn a_silent_partition_is_tried_for_a_moment_and_again() {
+    let mut p = partitions(1);
+    p.handed_over(0, 10, false, 0);
+    let mut log = Vec::new();
+    for now in 0..1_700 {
+        log.extend(steps(&mut p, now).into_iter().map(|(_, step)| (now, step)));
+    }
+    let (pause, resume) = (Step::Pause, Step::Resume);
+    assert_eq!(
+        log,
+        [
+            (100, pause),
+            (600, resume),
+            (615, pause),
+            (1_115, resume),
+            (1_130, pause),
+            (1_630, resume),
+            (1_645, pause)
+        ]
+    );
+    // Silence is counted from the last report, through every try.
+    assert_eq!(p.longest_silence(), Some((0, 0)));
+}
+
+#[test]
+fn a_report_during_a_try_ends_the_silence_without_another_call() {
+    let mut p = partitions(1);
+    p.handed_over(0, 10, false, 0);
+    p.handed_over(0, 10, false, 0);
+    assert_eq!(steps(&mut p, 100), [(0, Step::Pause)]);
+    let mut resumed = Vec::new();
+    p.probe_now(200, |at| resumed.push(at));
+    p.probe_now(205, |at| resumed.push(at));
+    assert_eq!(resumed, [0], "it is resumed once");
+    p.reported(0, 10, 210);
+    assert_eq!(steps(&mut p, 220), []);
+    assert_eq!(p.silent(), 0);
+}
+
+#[test]
+fn a_topic_that_shrinks_keeps_open_accounts() {
+    let mut p = partitions(4);
+    p.handed_over(3, 10, false, 0);
+    p.set_count(2);
+    assert_eq!(p.count(), 4);
+    p.reported(3, 10, 1);
+    p.set_count(2);
+    assert_eq!(p.count(), 2);
+}

@@ -1,0 +1,674 @@
+//! Owns [`KafkaSink`]: it puts the instance, the partitions, the topics and the worker together
+//! and carries an instance through its life: live, draining, waiting, building, live again.
+
+use super::config::{self, KafkaOptions, Partitioner};
+use super::errors::{classify, code};
+use super::instance::{Config, Delivery, Event, Instance, TopicMetadata, partition_of};
+use super::partitions::{Choice, Limits, Step};
+use super::topics::{Standing, Topic};
+use super::worker::{Answer, Command, Worker};
+use crate::error::OpenError;
+use crate::record::RecordView;
+use crate::sink::{Opaque, Outcome, ProduceError, Reason, Report, Scope, Sink, SinkState};
+use crate::wake::Waker;
+use std::collections::HashMap;
+use std::ffi::CStr;
+use std::sync::Arc;
+
+const MS: u64 = 1_000_000;
+/// How long an instance that is being replaced may take to report what it has.
+const DRAIN_NS: u64 = 5_000 * MS;
+/// The pause before a rebuild; it doubles while rebuilds follow each other closely.
+const REBUILD_PAUSE_NS: u64 = 100 * MS;
+const REBUILD_PAUSE_MAX_NS: u64 = 30_000 * MS;
+/// Rebuilds further apart than this don't count as following each other.
+const REBUILD_CALM_NS: u64 = 120_000 * MS;
+/// Longest time between two questions for metadata while a topic is not known.
+const METADATA_SOON_NS: u64 = 250 * MS;
+/// The same while a topic is rejected, a partition silent, or no broker is connected.
+const METADATA_TROUBLE_NS: u64 = 1_000 * MS;
+/// An unknown partition is rejected only if metadata is no older than this.
+const METADATA_FRESH_NS: u64 = 5_000 * MS;
+/// How often `hurry` tries silent partitions.
+const HURRY_NS: u64 = 100 * MS;
+/// How often partitions are looked over.
+const STEP_NS: u64 = 2 * MS;
+/// What a record costs in a request beside key and value.
+const RECORD_OVERHEAD_BYTES: u64 = 32;
+/// How much the stall timeout may grow while one stall follows another.
+const STALL_DOUBLINGS_MAX: u32 = 4;
+
+const NO_TOPIC: u32 = u32::MAX;
+
+enum Phase {
+    Live(Arc<Instance>),
+    Draining { instance: Arc<Instance>, until_ns: u64 },
+    Waiting { until_ns: u64 },
+    Building,
+    Closed,
+}
+
+/// The sink that is Kafka.
+pub struct KafkaSink {
+    phase: Phase,
+    worker: Worker,
+    generation: u64,
+    topics: Vec<Topic>,
+    by_name: HashMap<String, u32>,
+    /// From the pipeline's topic number to ours.
+    by_id: Vec<u32>,
+    /// From the handle in a report to the topic.
+    by_handle: HashMap<usize, u32>,
+    limits: Limits,
+    murmur2: bool,
+    pauses: bool,
+    grace_ns: u64,
+    stall_ns: u64,
+    stall_doublings: u32,
+    stalled_at_ns: u64,
+    metadata_interval_ns: u64,
+    metadata_next_ns: u64,
+    metadata_asked: bool,
+    rebuild_pause_ns: u64,
+    rebuilt_at_ns: u64,
+    stepped_at_ns: u64,
+    hurried_at_ns: u64,
+    now_ns: u64,
+    outstanding: u64,
+    silent: u32,
+    connected: bool,
+    fatal: Option<(Reason, String)>,
+    last_error: Option<String>,
+    header_name: Vec<u8>,
+    pausing: Vec<(Arc<CStr>, i32)>,
+    resuming: Vec<(Arc<CStr>, i32)>,
+}
+
+impl std::fmt::Debug for KafkaSink {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("KafkaSink").field("state", &self.state()).finish_non_exhaustive()
+    }
+}
+
+impl KafkaSink {
+    /// A sink for these options. It doesn't wait for Kafka: brokers that don't answer, or whose
+    /// names don't resolve, show in [`Sink::state`].
+    ///
+    /// # Errors
+    /// When an option is out of range, a property is the pipeline's own, or librdkafka refuses
+    /// one.
+    pub fn new(options: KafkaOptions, waker: Waker) -> Result<KafkaSink, OpenError> {
+        let config = Arc::new(Config::new(&config::properties(&options)?)?);
+        let instance = Instance::new(&config, waker.clone()).map_err(OpenError::Kafka)?;
+        let batch_records = config.number(c"batch.num.messages", 10_000).max(1);
+        let batch_bytes = config.number(c"batch.size", 1_000_000).max(1);
+        let ahead = u64::from(options.requests_ahead);
+        let limits = Limits {
+            records_ahead: u32::try_from(batch_records * ahead).unwrap_or(u32::MAX),
+            bytes_ahead: batch_bytes * ahead,
+            turn_records: u32::try_from(batch_records).unwrap_or(u32::MAX),
+            turn_bytes: batch_bytes,
+            turn_ns: 10 * MS,
+            silent_ns: options.silent_ms.max(1) * MS,
+            probe_every_ns: 500 * MS,
+            probe_ns: 15 * MS,
+        };
+        Ok(KafkaSink {
+            phase: Phase::Live(Arc::new(instance)),
+            worker: Worker::new(config, waker),
+            generation: 0,
+            topics: Vec::new(),
+            by_name: HashMap::new(),
+            by_id: Vec::new(),
+            by_handle: HashMap::new(),
+            limits,
+            murmur2: options.partitioner == Partitioner::Murmur2,
+            pauses: options.silent_ms > 0,
+            grace_ns: options.topic_grace_ms * MS,
+            stall_ns: options.stall_timeout_ms * MS,
+            stall_doublings: 0,
+            stalled_at_ns: 0,
+            metadata_interval_ns: options.metadata_interval_ms.max(1) * MS,
+            metadata_next_ns: 0,
+            metadata_asked: false,
+            rebuild_pause_ns: REBUILD_PAUSE_NS,
+            rebuilt_at_ns: 0,
+            stepped_at_ns: 0,
+            hurried_at_ns: 0,
+            now_ns: 0,
+            outstanding: 0,
+            silent: 0,
+            connected: false,
+            fatal: None,
+            last_error: None,
+            header_name: Vec::new(),
+            pausing: Vec::new(),
+            resuming: Vec::new(),
+        })
+    }
+
+    #[cfg(test)]
+    pub(super) fn raise_fatal(&self) {
+        if let Some(instance) = self.instance() {
+            instance.raise_fatal();
+        }
+    }
+
+    #[cfg(test)]
+    pub(super) fn pause_for_test(&self, partitions: &[(Arc<CStr>, i32)], pause: bool) {
+        if let Some(instance) = self.instance() {
+            instance.pause_resume(partitions, pause);
+        }
+    }
+
+    fn instance(&self) -> Option<&Arc<Instance>> {
+        match &self.phase {
+            Phase::Live(instance) | Phase::Draining { instance, .. } => Some(instance),
+            _ => None,
+        }
+    }
+
+    /// Our number for a topic, new if its name wasn't known; `None` for a name with a NUL byte.
+    fn intern(&mut self, name: &str) -> Option<u32> {
+        if let Some(at) = self.by_name.get(name) {
+            return Some(*at);
+        }
+        let at = self.topics.len() as u32;
+        self.topics.push(Topic::new(name)?);
+        self.by_name.insert(name.to_owned(), at);
+        self.open_topic(at as usize);
+        Some(at)
+    }
+
+    /// Opens a topic's handle in the live instance, and asks for metadata soon.
+    fn open_topic(&mut self, at: usize) {
+        let Phase::Live(instance) = &self.phase else { return };
+        let topic = &mut self.topics[at];
+        if topic.handle.is_none() {
+            topic.handle = instance.topic(&topic.name);
+            if let Some(handle) = &topic.handle {
+                self.by_handle.insert(handle.id(), at as u32);
+            }
+            self.metadata_next_ns = self.now_ns;
+        }
+    }
+
+    /// Our number for a record's topic.
+    #[inline]
+    fn topic_of(&mut self, name: &str, id: u32) -> Option<usize> {
+        match self.by_id.get(id as usize) {
+            Some(at) if *at != NO_TOPIC => Some(*at as usize),
+            _ => {
+                let at = self.intern(name)?;
+                if self.by_id.len() <= id as usize {
+                    self.by_id.resize(id as usize + 1, NO_TOPIC);
+                }
+                self.by_id[id as usize] = at;
+                Some(at as usize)
+            }
+        }
+    }
+
+    /// Where a record may go now.
+    #[inline]
+    fn choose(&mut self, at: usize, record: &RecordView<'_>, bytes: u64) -> Choice {
+        let partitions = &mut self.topics[at].partitions;
+        if record.partition >= 0 {
+            return partitions.fixed(record.partition, bytes, &self.limits);
+        }
+        match record.key() {
+            Some(key) => {
+                let partition = partition_of(key, partitions.count(), self.murmur2);
+                partitions.fixed(partition, bytes, &self.limits)
+            }
+            None => partitions.keyless(bytes, self.now_ns, &self.limits),
+        }
+    }
+
+    /// What a produce call's error means for the record.
+    #[cold]
+    fn refused(&mut self, at: usize, error: i32) -> ProduceError {
+        let (scope, reason) = classify(error);
+        match scope {
+            Scope::Record => ProduceError::Rejected { scope, reason },
+            Scope::Topic => {
+                // Metadata has the word: the topic may have grown, or be back already.
+                self.topics[at].missing(error, self.now_ns);
+                self.metadata_soon(METADATA_SOON_NS);
+                match self.topics[at].rejects(self.now_ns, self.grace_ns) {
+                    Some(reason) => ProduceError::Rejected { scope: Scope::Topic, reason },
+                    None => ProduceError::Busy,
+                }
+            }
+            Scope::Instance => {
+                self.set_fatal(reason);
+                ProduceError::Fatal(reason)
+            }
+            Scope::Batch | Scope::Transient => ProduceError::Busy,
+        }
+    }
+
+    #[cold]
+    fn unknown_partition(&mut self, at: usize) -> ProduceError {
+        let fresh = self.topics[at].checked_ns + METADATA_FRESH_NS > self.now_ns;
+        if !fresh {
+            // The topic may have grown since.
+            self.metadata_soon(METADATA_SOON_NS);
+            return ProduceError::Busy;
+        }
+        let reason = Reason { name: "unknown_partition", code: code::UNKNOWN_PARTITION };
+        ProduceError::Rejected { scope: Scope::Record, reason }
+    }
+
+    fn metadata_soon(&mut self, within_ns: u64) {
+        self.metadata_next_ns = self.metadata_next_ns.min(self.now_ns + within_ns);
+    }
+
+    fn set_fatal(&mut self, reason: Reason) {
+        if self.fatal.is_none() {
+            let told = self.instance().and_then(|i| i.fatal()).map(|(_, text)| text);
+            let text = told.unwrap_or_else(|| super::describe(reason.code));
+            let text = format!("{}: {text}", reason.name);
+            tracing::warn!(target: "forebay::kafka", "the producer needs a rebuild: {text}");
+            self.last_error = Some(text.clone());
+            self.fatal = Some((reason, text));
+        }
+    }
+
+    fn poll(&mut self, reports: &mut Vec<Report>) {
+        let Some(instance) = self.instance().cloned() else { return };
+        let mut last = (0usize, NO_TOPIC);
+        instance.poll(|event| match event {
+            Event::Report(delivery) => {
+                if delivery.topic != last.0 {
+                    let at = self.by_handle.get(&delivery.topic).copied();
+                    last = (delivery.topic, at.unwrap_or(NO_TOPIC));
+                }
+                self.report(&delivery, last.1, reports);
+            }
+            Event::Error { code, fatal, text } => self.error(code, fatal, text),
+            Event::Log { level, facility, text } => log(level, facility, text),
+        });
+    }
+
+    fn report(&mut self, delivery: &Delivery, topic: u32, reports: &mut Vec<Report>) {
+        self.outstanding = self.outstanding.saturating_sub(1);
+        if let Some(topic) = self.topics.get_mut(topic as usize) {
+            let bytes = delivery.bytes + RECORD_OVERHEAD_BYTES;
+            topic.partitions.reported(delivery.partition, bytes, self.now_ns);
+        }
+        let outcome = if delivery.code == 0 {
+            self.connected = true;
+            Outcome::Delivered
+        } else {
+            let (scope, reason) = classify(delivery.code);
+            match scope {
+                Scope::Instance => self.set_fatal(reason),
+                Scope::Topic => self.metadata_soon(METADATA_SOON_NS),
+                _ => {}
+            }
+            let possibly_persisted = delivery.possibly_persisted;
+            Outcome::Failed { scope, reason, possibly_persisted }
+        };
+        reports.push(Report { opaque: Opaque(delivery.opaque), outcome });
+    }
+
+    fn error(&mut self, error: i32, fatal: bool, text: &str) {
+        let reason = classify(error).1;
+        if fatal || error == code::FATAL {
+            self.set_fatal(Reason { name: "producer_fatal", code: error });
+            return;
+        }
+        if error == code::ALL_BROKERS_DOWN {
+            self.connected = false;
+        }
+        tracing::warn!(target: "forebay::kafka", "{}: {text}", reason.name);
+        self.last_error = Some(format!("{}: {text}", reason.name));
+        // After a disconnect the messages to retry lie in the paused queues.
+        self.probe();
+        self.metadata_soon(METADATA_TROUBLE_NS);
+    }
+
+    /// Resumes whatever is paused, to be tried.
+    fn probe(&mut self) {
+        for topic in &mut self.topics {
+            let name = &topic.c_name;
+            topic.partitions.probe_now(self.now_ns, |p| self.resuming.push((name.clone(), p)));
+        }
+        self.carry_out();
+    }
+
+    /// Pauses what is silent, and resumes what speaks again.
+    fn step_partitions(&mut self) {
+        if (self.outstanding == 0 && self.silent == 0)
+            || !self.pauses
+            || self.now_ns < self.stepped_at_ns + STEP_NS
+        {
+            return;
+        }
+        self.stepped_at_ns = self.now_ns;
+        self.silent = 0;
+        for topic in &mut self.topics {
+            let name = &topic.c_name;
+            topic.partitions.steps(self.now_ns, &self.limits, |partition, step| {
+                let list = match step {
+                    Step::Pause => &mut self.pausing,
+                    Step::Resume => &mut self.resuming,
+                };
+                list.push((name.clone(), partition));
+            });
+            self.silent += topic.partitions.silent();
+        }
+        self.carry_out();
+    }
+
+    /// Both calls wait for librdkafka's main thread, never for Kafka. They come from this
+    /// thread only: of two that overtake each other librdkafka drops one.
+    fn carry_out(&mut self) {
+        if let Phase::Live(instance) | Phase::Draining { instance, .. } = &self.phase {
+            if !self.pausing.is_empty() {
+                instance.pause_resume(&self.pausing, true);
+            }
+            if !self.resuming.is_empty() {
+                instance.pause_resume(&self.resuming, false);
+            }
+        }
+        self.pausing.clear();
+        self.resuming.clear();
+    }
+
+    /// Asks for a rebuild when a partition has been silent for too long. It judges nothing
+    /// else and discards nothing.
+    fn watch(&mut self) {
+        if self.outstanding == 0 || self.fatal.is_some() || !matches!(self.phase, Phase::Live(_)) {
+            return;
+        }
+        let limit_ns = self.stall_ns << self.stall_doublings;
+        if self.stall_doublings > 0 && self.now_ns > self.stalled_at_ns + 4 * limit_ns {
+            self.stall_doublings = 0;
+        }
+        let silences = self.topics.iter().filter_map(|t| {
+            t.partitions.longest_silence().map(|(partition, since)| (since, &t.name, partition))
+        });
+        let Some((since_ns, topic, partition)) = silences.min() else { return };
+        if self.now_ns < since_ns + limit_ns {
+            return;
+        }
+        let seconds = (self.now_ns - since_ns) / (1_000 * MS);
+        let text = format!("stalled: no report from {topic} [{partition}] for {seconds} s");
+        tracing::warn!(target: "forebay::kafka", "the producer needs a rebuild: {text}");
+        self.stalled_at_ns = self.now_ns;
+        self.stall_doublings = (self.stall_doublings + 1).min(STALL_DOUBLINGS_MAX);
+        self.last_error = Some(text.clone());
+        self.fatal = Some((Reason { name: "stalled", code: 0 }, text));
+    }
+
+    fn ask_metadata(&mut self) {
+        let Phase::Live(instance) = &self.phase else { return };
+        if self.metadata_asked || self.now_ns < self.metadata_next_ns {
+            return;
+        }
+        let instance = instance.clone();
+        let generation = self.generation;
+        self.metadata_asked = self.worker.send(Command::Metadata { instance, generation });
+        // If no thread could be had it is tried again later; an answer sets its own time.
+        self.metadata_next_ns = self.now_ns + METADATA_TROUBLE_NS;
+    }
+
+    fn learn(&mut self, topics: Result<Vec<TopicMetadata>, i32>) {
+        match topics {
+            Ok(topics) => {
+                self.connected = true;
+                for metadata in &topics {
+                    if let Some(at) = self.by_name.get(&metadata.name) {
+                        self.topics[*at as usize].learn(metadata, self.now_ns);
+                    }
+                }
+            }
+            Err(error) => {
+                self.connected = false;
+                let reason = classify(error).1;
+                let text = format!("{}: metadata: {}", reason.name, super::describe(error));
+                self.last_error.get_or_insert(text);
+            }
+        }
+        let now_ns = self.now_ns;
+        let waits = self.topics.iter().any(|t| match t.standing {
+            Standing::Asked => true,
+            Standing::Known => false,
+            Standing::Missing { .. } => t.rejects(now_ns, self.grace_ns).is_none(),
+        });
+        let rejects = self.topics.iter().any(|t| matches!(t.standing, Standing::Missing { .. }));
+        let interval_ns = if waits {
+            METADATA_SOON_NS
+        } else if rejects || !self.connected || self.silent > 0 {
+            METADATA_TROUBLE_NS
+        } else {
+            self.metadata_interval_ns
+        };
+        self.metadata_next_ns = now_ns + interval_ns;
+    }
+
+    fn take_answers(&mut self) {
+        loop {
+            match self.worker.answer() {
+                Ok(None) => return,
+                Ok(Some(Answer::Metadata { generation, topics })) => {
+                    self.metadata_asked = false;
+                    if generation == self.generation {
+                        self.learn(topics);
+                    }
+                }
+                Ok(Some(Answer::Built(built))) => self.built(built),
+                Err(_) => {
+                    // Ask again for what was lost.
+                    self.metadata_asked = false;
+                    if matches!(self.phase, Phase::Building) {
+                        self.phase = Phase::Waiting { until_ns: self.now_ns + REBUILD_PAUSE_NS };
+                    }
+                }
+            }
+        }
+    }
+
+    fn built(&mut self, built: Result<Instance, String>) {
+        match built {
+            Ok(instance) if matches!(self.phase, Phase::Building) => {
+                self.phase = Phase::Live(Arc::new(instance));
+                self.generation += 1;
+                self.rebuilt_at_ns = self.now_ns;
+                for at in 0..self.topics.len() {
+                    self.open_topic(at);
+                }
+                self.metadata_next_ns = self.now_ns;
+            }
+            // Nobody wants it any more.
+            Ok(instance) => {
+                self.worker.send(Command::Destroy(Arc::new(instance)));
+            }
+            Err(text) => {
+                self.last_error = Some(format!("rebuild: {text}"));
+                self.phase = Phase::Waiting { until_ns: self.now_ns + self.next_pause() };
+            }
+        }
+    }
+
+    /// How long to wait before the next rebuild.
+    fn next_pause(&mut self) -> u64 {
+        let pause = self.rebuild_pause_ns;
+        self.rebuild_pause_ns = (pause * 2).min(REBUILD_PAUSE_MAX_NS);
+        pause
+    }
+
+    fn advance(&mut self) {
+        match self.phase {
+            Phase::Draining { until_ns, .. }
+                if self.outstanding == 0 || self.now_ns >= until_ns =>
+            {
+                self.give_up_instance();
+                let until_ns = self.now_ns + self.next_pause();
+                self.phase = Phase::Waiting { until_ns };
+            }
+            Phase::Waiting { until_ns } if self.now_ns >= until_ns => {
+                self.phase = if self.worker.send(Command::Build) {
+                    Phase::Building
+                } else {
+                    Phase::Waiting { until_ns: self.now_ns + REBUILD_PAUSE_NS }
+                };
+            }
+            _ => {}
+        }
+    }
+
+    /// Hands the instance to the worker, which destroys it. Handles go first: the last
+    /// reference to the instance must not be dropped here.
+    fn give_up_instance(&mut self) {
+        self.by_handle.clear();
+        for topic in &mut self.topics {
+            topic.forget();
+        }
+        self.outstanding = 0;
+        self.silent = 0;
+        let phase = std::mem::replace(&mut self.phase, Phase::Closed);
+        if let Phase::Live(instance) | Phase::Draining { instance, .. } = phase {
+            self.worker.send(Command::Destroy(instance));
+        }
+    }
+}
+
+impl Sink for KafkaSink {
+    #[inline]
+    fn produce(
+        &mut self,
+        topic: &str,
+        record: &RecordView<'_>,
+        opaque: Opaque,
+    ) -> Result<(), ProduceError> {
+        if !matches!(self.phase, Phase::Live(_)) {
+            return Err(ProduceError::Busy);
+        }
+        if let Some((reason, _)) = &self.fatal {
+            return Err(ProduceError::Fatal(*reason));
+        }
+        let Some(at) = self.topic_of(topic, record.topic.0) else {
+            let reason = Reason { name: "topic_invalid", code: code::TOPIC_EXCEPTION };
+            return Err(ProduceError::Rejected { scope: Scope::Topic, reason });
+        };
+        if self.topics[at].standing != Standing::Known {
+            return Err(match self.topics[at].rejects(self.now_ns, self.grace_ns) {
+                Some(reason) => ProduceError::Rejected { scope: Scope::Topic, reason },
+                None => ProduceError::Busy,
+            });
+        }
+        let key = record.shape.key_len.unwrap_or(0);
+        let bytes = u64::from(key) + u64::from(record.shape.value_len.unwrap_or(0));
+        let bytes = bytes + RECORD_OVERHEAD_BYTES;
+        let partition = match self.choose(at, record, bytes) {
+            Choice::Partition(partition) => partition,
+            Choice::Busy => return Err(ProduceError::Busy),
+            Choice::Unknown => return Err(self.unknown_partition(at)),
+        };
+        let Some(handle) = &self.topics[at].handle else {
+            self.open_topic(at);
+            return Err(ProduceError::Busy);
+        };
+        if let Err(error) = handle.produce(partition, record, opaque.0, &mut self.header_name) {
+            return Err(self.refused(at, error));
+        }
+        let keyless = record.partition < 0 && record.shape.key_len.is_none();
+        self.topics[at].partitions.handed_over(partition, bytes, keyless, self.now_ns);
+        self.outstanding += 1;
+        Ok(())
+    }
+
+    fn serve(&mut self, now_ns: u64, reports: &mut Vec<Report>) {
+        if matches!(self.phase, Phase::Closed) {
+            return;
+        }
+        self.now_ns = now_ns;
+        self.take_answers();
+        self.poll(reports);
+        self.step_partitions();
+        self.watch();
+        self.ask_metadata();
+        self.advance();
+    }
+
+    fn next_deadline_ns(&mut self, now_ns: u64) -> Option<u64> {
+        Some(match self.phase {
+            Phase::Closed => return None,
+            // The worker wakes us.
+            Phase::Building => 1_000 * MS,
+            Phase::Waiting { until_ns } => until_ns.saturating_sub(now_ns).max(MS),
+            Phase::Draining { .. } => 20 * MS,
+            Phase::Live(_) if self.silent > 0 => self.limits.probe_ns,
+            Phase::Live(_) if self.outstanding > 0 => (self.limits.silent_ns / 2).max(MS),
+            Phase::Live(_) => self.metadata_next_ns.saturating_sub(now_ns).max(MS),
+        })
+    }
+
+    fn state(&self) -> SinkState {
+        SinkState {
+            connected: self.connected,
+            topics_known: self.topics.iter().all(|t| t.standing == Standing::Known),
+            fatal: self.fatal.as_ref().map(|(_, text)| text.clone()),
+            rebuilding: !matches!(self.phase, Phase::Live(_) | Phase::Closed),
+            paused_partitions: self.silent,
+            last_error: self.last_error.clone(),
+            outstanding_records: self.outstanding,
+        }
+    }
+
+    fn announce(&mut self, topic: &str) {
+        self.intern(topic);
+    }
+
+    fn hurry(&mut self) {
+        let Some(instance) = self.instance() else { return };
+        if self.now_ns < self.hurried_at_ns + HURRY_NS && self.hurried_at_ns > 0 {
+            return;
+        }
+        instance.wake_brokers();
+        self.hurried_at_ns = self.now_ns;
+        self.probe();
+    }
+
+    fn rebuild(&mut self, now_ns: u64) {
+        self.now_ns = now_ns;
+        if !matches!(self.phase, Phase::Live(_)) {
+            return;
+        }
+        // What is to be retried lies in the paused queues and must be able to end.
+        self.probe();
+        if let Phase::Live(instance) = std::mem::replace(&mut self.phase, Phase::Closed) {
+            self.phase = Phase::Draining { instance, until_ns: now_ns + DRAIN_NS };
+        }
+        if now_ns > self.rebuilt_at_ns + REBUILD_CALM_NS {
+            self.rebuild_pause_ns = REBUILD_PAUSE_NS;
+        }
+        self.fatal = None;
+    }
+
+    fn close(&mut self) {
+        self.give_up_instance();
+        self.phase = Phase::Closed;
+        self.connected = false;
+        self.worker.end();
+    }
+}
+
+impl Drop for KafkaSink {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+/// A line of librdkafka's log, by its syslog level.
+fn log(level: i32, facility: &str, text: &str) {
+    match level {
+        ..=3 => tracing::error!(target: "forebay::kafka", "{facility}: {text}"),
+        4 => tracing::warn!(target: "forebay::kafka", "{facility}: {text}"),
+        5 | 6 => tracing::info!(target: "forebay::kafka", "{facility}: {text}"),
+        _ => tracing::debug!(target: "forebay::kafka", "{facility}: {text}"),
+    }
+}

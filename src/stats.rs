@@ -1,0 +1,189 @@
+//! Owns what a pipeline says of itself: [`Stats`], a snapshot whose books always balance.
+
+use std::time::Duration;
+
+/// Where every record stands. In each snapshot `accepted + recovered` equals the sum of
+/// `delivered`, `in_lanes`, `in_flight`, `in_wal`, `set_aside` and `dropped`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[non_exhaustive]
+pub struct BookTotals {
+    /// Records that `send` took.
+    pub accepted: u64,
+    /// Records found in the log at open, not final then.
+    pub recovered: u64,
+    /// Records whose delivery report says they are persisted.
+    pub delivered: u64,
+    /// Records in the lanes, not yet looked at.
+    pub in_lanes: u64,
+    /// Records taken from the lanes, not final and not in the log.
+    pub in_flight: u64,
+    /// Records in the log and not final, whether handed to Kafka or not.
+    pub in_wal: u64,
+    /// Records in the set-aside log.
+    pub set_aside: u64,
+    /// Records given up under a counted policy.
+    pub dropped: u64,
+    /// Of all: ever written to the log by this run. In a healthy run this stays 0.
+    pub spilled: u64,
+    /// Of all: read back from the log to be produced.
+    pub replayed: u64,
+    /// Records that `send` refused; they were never accepted and stand outside the sum.
+    pub refused: u64,
+    /// Records handed to Kafka a second time whose first copy may have been kept.
+    pub duplicates_possible: u64,
+    /// Records produced again in the same instance after a failed request, perhaps behind
+    /// later ones of their partition.
+    pub reordered: u64,
+}
+
+impl BookTotals {
+    /// Records that came and stand nowhere: 0, or Forebay is wrong.
+    #[must_use]
+    pub fn unaccounted(&self) -> i64 {
+        let came = self.accepted + self.recovered;
+        let stands = self.delivered
+            + self.in_lanes
+            + self.in_flight
+            + self.in_wal
+            + self.set_aside
+            + self.dropped;
+        came as i64 - stands as i64
+    }
+
+    /// Whether the books balance.
+    #[must_use]
+    pub fn balanced(&self) -> bool {
+        self.unaccounted() == 0
+    }
+}
+
+/// One topic's books, counted from the moment its records leave the lanes.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+#[non_exhaustive]
+pub struct TopicStats {
+    /// The topic's name.
+    pub name: String,
+    /// Records taken from the lanes.
+    pub accepted: u64,
+    /// Records found in the log at open.
+    pub recovered: u64,
+    /// Delivered.
+    pub delivered: u64,
+    /// Not final and not in the log.
+    pub in_flight: u64,
+    /// In the log and not final.
+    pub in_wal: u64,
+    /// Set aside, by reason.
+    pub set_aside: Vec<(&'static str, u64)>,
+    /// Dropped, by reason.
+    pub dropped: Vec<(&'static str, u64)>,
+    /// Ever written to the log.
+    pub spilled: u64,
+    /// Read back from the log.
+    pub replayed: u64,
+}
+
+/// What the log says of itself.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+#[non_exhaustive]
+pub struct WalStats {
+    /// Bytes of all segments on disk, prepared ones included.
+    pub bytes: u64,
+    /// Records that recovery or replay could not read; they are in `dropped`.
+    pub damaged_records: u64,
+    /// Ranges and files that were copied or moved to `quarantine/`.
+    pub quarantined: u64,
+    /// Appends that failed (full disk, I/O error, `wal_max_bytes`); each was tried again.
+    pub append_failures: u64,
+    /// Why the log takes nothing now, if it doesn't.
+    pub unavailable: Option<String>,
+    /// What recovery found and did, in words; empty when all was sound.
+    pub findings: Vec<String>,
+}
+
+/// States that may hold at once; a healthy pipeline has none of them.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+#[non_exhaustive]
+pub struct States {
+    /// No broker is connected: why, if known.
+    pub disconnected: Option<String>,
+    /// Records are older than `loss_window` and neither final nor in the log.
+    pub exposed: bool,
+    /// The producer instance is being replaced.
+    pub rebuilding: bool,
+    /// Partitions that are paused because their broker is silent.
+    pub paused_partitions: u32,
+    /// A thread reserved room in a lane more than 100 ms ago and has not finished its record.
+    pub lane_stalled: bool,
+    /// The flusher has not looked for more than a second.
+    pub flusher_stalled: bool,
+    /// The flusher or keeper stopped after a panic: what it said.
+    pub stopped: Option<String>,
+}
+
+/// Percentiles of a distribution.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[non_exhaustive]
+pub struct Percentiles {
+    /// How many values were counted.
+    pub count: u64,
+    /// Median.
+    pub p50: u64,
+    /// 99 of 100 are at or below.
+    pub p99: u64,
+    /// 999 of 1000 are at or below.
+    pub p999: u64,
+    /// The largest.
+    pub max: u64,
+}
+
+/// A snapshot of a pipeline.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+#[non_exhaustive]
+pub struct Stats {
+    /// Where every record stands.
+    pub books: BookTotals,
+    /// The same by topic.
+    pub topics: Vec<TopicStats>,
+    /// Refused sends by reason.
+    pub refused: Vec<(&'static str, u64)>,
+    /// The log, if there is one.
+    pub wal: Option<WalStats>,
+    /// States.
+    pub states: States,
+    /// A crash of the process now would lose at most this many records (those in the lanes
+    /// and in flight).
+    pub unsafe_records: u64,
+    /// Age of the oldest of them, in milliseconds.
+    pub oldest_unsafe_ms: u64,
+    /// Times that the state `exposed` began.
+    pub exposed_count: u64,
+    /// Producer instances replaced.
+    pub rebuilds: u64,
+    /// Why the last one was.
+    pub last_rebuild_reason: Option<String>,
+    /// Looks of the flusher.
+    pub looks: u64,
+    /// Gaps between looks in microseconds.
+    pub look_gap_us: Percentiles,
+    /// Time from arrival to the delivery report in microseconds (one record in 16).
+    pub delivery_us: Percentiles,
+    /// What the run before this one may have lost at most, if it ended without `close`: its
+    /// unsafe records when it last stored its checkpoint. Records that came within the last
+    /// 10 ms before the crash are not in it.
+    pub lost_at_most: u64,
+    /// Bytes of memory that lanes and tables take, fixed at open.
+    pub memory_bytes: u64,
+}
+
+/// What became of everything when the pipeline was closed.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+#[non_exhaustive]
+pub struct CloseReport {
+    /// The last snapshot. `in_wal` records will be delivered by the next run.
+    pub stats: Stats,
+    /// Everything that was accepted is final or in the log.
+    pub complete: bool,
+    /// How long it took.
+    pub took: Duration,
+}

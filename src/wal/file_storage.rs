@@ -1,0 +1,260 @@
+//! Owns the real storage: a directory of files, held by one process at a time.
+//!
+//! The directory is 0700, its files 0600. `LOCK` is locked with flock and says who holds it;
+//! the lock goes when the last handle to the storage goes.
+
+use super::format::{NEWER_DIR, QUARANTINE_DIR, SET_ASIDE_DIR};
+use super::mapping::Mapping;
+use super::storage::{AppendFile, Storage, StorageFile};
+use crate::error::OpenError;
+use rustix::fs::{FallocateFlags, FlockOperation};
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Read, Seek, Write};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// A directory on a local filesystem.
+#[derive(Debug)]
+pub struct FileStorage {
+    dir: PathBuf,
+    /// Held for the lock; `None` for a reader beside the holder.
+    _lock: Option<File>,
+}
+
+impl FileStorage {
+    /// Opens or makes the directory and takes its lock.
+    ///
+    /// # Errors
+    /// When another process holds it, when others can read it, or when the system refuses.
+    pub fn open(dir: &Path) -> Result<FileStorage, OpenError> {
+        let fail = |what: &str, source| OpenError::Io {
+            what: format!("{what} the log's directory {}", dir.display()),
+            source,
+        };
+        match fs::metadata(dir) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => make_dir(dir)
+                .map_err(|e| fail("making (give a path that this user may create)", e))?,
+            Err(e) => return Err(fail("looking at", e)),
+            Ok(found) if !found.is_dir() => {
+                return Err(fail("opening", io::ErrorKind::NotADirectory.into()));
+            }
+            Ok(found) if found.mode() & 0o077 != 0 => {
+                let mode = found.mode() & 0o777;
+                return Err(OpenError::Permissions { dir: dir.to_path_buf(), mode });
+            }
+            Ok(_) => {}
+        }
+        let lock = take_lock(dir, fail)?;
+        for name in [SET_ASIDE_DIR, QUARANTINE_DIR, NEWER_DIR] {
+            match DirBuilder::new().mode(0o700).create(dir.join(name)) {
+                Err(e) if e.kind() != io::ErrorKind::AlreadyExists => {
+                    return Err(fail("writing (the user needs rwx on it) to", e));
+                }
+                _ => {}
+            }
+        }
+        Ok(FileStorage { dir: dir.to_path_buf(), _lock: Some(lock) })
+    }
+
+    /// Opens an existing directory for inspection, beside a process that holds it.
+    ///
+    /// # Errors
+    /// When it isn't there or can't be read.
+    pub fn open_read_only(dir: &Path) -> io::Result<FileStorage> {
+        fs::read_dir(dir)?;
+        Ok(FileStorage { dir: dir.to_path_buf(), _lock: None })
+    }
+
+    /// The directory.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    fn open_with(&self, name: &str, create: bool) -> io::Result<Arc<dyn StorageFile>> {
+        let write = self._lock.is_some();
+        let file = OpenOptions::new()
+            .read(true)
+            .write(write)
+            .create(create && write)
+            .truncate(false)
+            .mode(0o600)
+            .open(self.dir.join(name))?;
+        if !file.metadata()?.is_file() {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        Ok(Arc::new(RealFile { file }))
+    }
+}
+
+fn make_dir(dir: &Path) -> io::Result<()> {
+    DirBuilder::new().mode(0o700).recursive(true).create(dir)?;
+    match dir.parent().filter(|p| !p.as_os_str().is_empty()) {
+        Some(parent) => File::open(parent)?.sync_all(),
+        None => Ok(()),
+    }
+}
+
+fn take_lock(
+    dir: &Path,
+    fail: impl Fn(&str, io::Error) -> OpenError,
+) -> Result<File, OpenError> {
+    let mut lock = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(dir.join("LOCK"))
+        .map_err(|e| fail("writing (the user needs rwx on it) to", e))?;
+    match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => {}
+        Err(rustix::io::Errno::WOULDBLOCK) => {
+            let mut holder = String::new();
+            // Who holds it is a courtesy; that somebody does is the answer.
+            let _ = lock.read_to_string(&mut holder);
+            let holder = match holder.trim() {
+                "" => "another process".to_string(),
+                said => said.to_string(),
+            };
+            return Err(OpenError::InUse { dir: dir.to_path_buf(), holder });
+        }
+        Err(e) => return Err(fail("locking", e.into())),
+    }
+    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    let said = format!("process {} on {host}\n", std::process::id());
+    // A full disk must not keep a backlog from being drained, so this may fail.
+    let _ = lock.set_len(0).and_then(|()| lock.rewind()).and_then(|()| lock.write_all(said.as_bytes()));
+    Ok(lock)
+}
+
+impl Storage for FileStorage {
+    fn list(&self, dir: &str) -> io::Result<Vec<String>> {
+        let entries = match fs::read_dir(self.dir.join(dir)) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            entries => entries?,
+        };
+        let mut names = Vec::new();
+        for entry in entries {
+            let entry = entry?;
+            if entry.file_type()?.is_file()
+                && let Ok(name) = entry.file_name().into_string()
+            {
+                names.push(name);
+            }
+        }
+        Ok(names)
+    }
+
+    fn create(&self, name: &str, len: u64) -> io::Result<Box<dyn AppendFile>> {
+        let path = self.dir.join(name);
+        let file =
+            OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&path)?;
+        let made = rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, len)
+            .map_err(io::Error::from)
+            .and_then(|()| Mapping::new(&file, len as usize));
+        match made {
+            Ok(map) => Ok(Box::new(MappedFile { map, file: Arc::new(RealFile { file }) })),
+            Err(e) => {
+                // What can't be allocated must not stay behind as a hole.
+                let _ = fs::remove_file(&path);
+                Err(e)
+            }
+        }
+    }
+
+    fn open(&self, name: &str) -> io::Result<Arc<dyn StorageFile>> {
+        self.open_with(name, false)
+    }
+
+    fn open_or_create(&self, name: &str) -> io::Result<Arc<dyn StorageFile>> {
+        self.open_with(name, true)
+    }
+
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        fs::rename(self.dir.join(from), self.dir.join(to))
+    }
+
+    fn unlink(&self, name: &str) -> io::Result<()> {
+        fs::remove_file(self.dir.join(name))
+    }
+
+    fn sync_dir(&self) -> io::Result<()> {
+        for dir in ["", SET_ASIDE_DIR, QUARANTINE_DIR, NEWER_DIR] {
+            File::open(self.dir.join(dir))?.sync_all()?;
+        }
+        Ok(())
+    }
+
+    fn free_bytes(&self) -> io::Result<u64> {
+        let found = rustix::fs::statvfs(&self.dir)?;
+        Ok(found.f_bavail.saturating_mul(found.f_frsize))
+    }
+}
+
+struct RealFile {
+    file: File,
+}
+
+impl StorageFile for RealFile {
+    fn read_at(&self, offset: u64, into: &mut [u8]) -> io::Result<usize> {
+        let mut done = 0;
+        while done < into.len() {
+            match self.file.read_at(&mut into[done..], offset + done as u64) {
+                Ok(0) => break,
+                Ok(n) => done += n,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(done)
+    }
+
+    fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        self.file.write_all_at(bytes, offset)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.file.sync_data()
+    }
+
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.file.metadata()?.len())
+    }
+
+    fn truncate(&self, len: u64) -> io::Result<()> {
+        self.file.set_len(len)
+    }
+}
+
+struct MappedFile {
+    map: Mapping,
+    file: Arc<RealFile>,
+}
+
+impl AppendFile for MappedFile {
+    fn write_at(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        self.map.write_at(offset, bytes)
+    }
+
+    fn commit_at(&mut self, offset: u64, word: u64) -> io::Result<()> {
+        self.map.commit_at(offset, word)
+    }
+
+    fn populate(&mut self, offset: u64, len: u64) -> io::Result<()> {
+        match self.map.populate(offset, len) {
+            // The blocks are allocated; the pages come with the first store.
+            Err(e) if e.kind() == io::ErrorKind::Unsupported => Ok(()),
+            done => done,
+        }
+    }
+
+    fn file(&self) -> Arc<dyn StorageFile> {
+        self.file.clone()
+    }
+
+    fn len(&self) -> u64 {
+        self.map.len() as u64
+    }
+}

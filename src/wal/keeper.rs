@@ -1,0 +1,297 @@
+//! Owns the keeper's half: everything of the log that is slow. It prepares segments before
+//! they are needed, syncs, stores the checkpoint, copies bad ranges to quarantine, and
+//! removes segments after a manifest without them is durable.
+
+use super::checkpoint::{CheckpointData, CheckpointWriter, Manifest};
+use super::format::{QUARANTINE_DIR, SegmentKind, segment_name};
+use super::shared::{BadRange, Common, Prepared};
+use super::storage::Storage;
+use super::types::{AppendError, SaltSource};
+use crate::sync::Ordering;
+use std::io;
+use std::sync::Arc;
+
+/// Most bytes of one bad range that are copied at a time.
+const COPY_BYTES: u64 = 1 << 20;
+/// No segment has this number.
+pub(super) const NO_SEGMENT: u64 = u64::MAX;
+
+/// The keeper's half of the log.
+pub struct WalKeeper {
+    pub(super) common: Arc<Common>,
+    pub(super) salts: SaltSource,
+    pub(super) next_number: u64,
+    pub(super) checkpoint: CheckpointWriter,
+    pub(super) synced_at_ns: Option<u64>,
+    pub(super) synced_asides: u64,
+}
+
+/// What one step of the keeper did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StepReport {
+    /// A segment was prepared: wake a flusher that met [`AppendError::NotReady`].
+    pub prepared: bool,
+    /// A sync returned.
+    pub synced: bool,
+    /// The checkpoint was stored.
+    pub checkpointed: bool,
+    /// Segments removed.
+    pub unlinked: u64,
+    /// The first error of the step, with what failed. Every step tries again, except a sync:
+    /// a segment whose sync failed is left by the flusher and never believed again.
+    pub error: Option<(&'static str, io::ErrorKind)>,
+}
+
+impl StepReport {
+    fn note<T>(&mut self, what: &'static str, done: io::Result<T>) -> Option<T> {
+        match done {
+            Ok(value) => Some(value),
+            Err(e) => {
+                self.error.get_or_insert((what, e.kind()));
+                None
+            }
+        }
+    }
+}
+
+impl WalKeeper {
+    /// One turn: prepares, syncs when `sync_interval` has passed, stores `checkpoint` when it
+    /// is given, removes what was trimmed.
+    pub fn step(&mut self, now_ns: u64, checkpoint: Option<&CheckpointData>) -> StepReport {
+        let mut report = StepReport::default();
+        for kind in [SegmentKind::Main, SegmentKind::SetAside] {
+            let done = self.prepare(kind);
+            report.prepared |= report.note("prepare", done) == Some(true);
+        }
+        self.quarantine(&mut report);
+        let due = self
+            .synced_at_ns
+            .is_none_or(|at| now_ns.saturating_sub(at) >= self.common.options.sync_interval_ns);
+        if due {
+            self.synced_at_ns = Some(now_ns);
+            let done = self.sync_now();
+            report.synced = report.note("sync", done).is_some();
+        }
+        if let Some(data) = checkpoint {
+            let done = self.store_checkpoint(data);
+            report.checkpointed = report.note("checkpoint", done).is_some();
+        }
+        let done = self.unlink_trimmed();
+        report.unlinked = report.note("unlink", done).unwrap_or(0);
+        report
+    }
+
+    /// Syncs everything that was appended before the call, and the checkpoint.
+    ///
+    /// # Errors
+    /// The first sync that failed; its segment is left by the flusher, and `synced_below`
+    /// stands still until that segment is trimmed.
+    pub fn sync_now(&mut self) -> io::Result<()> {
+        let (mut files, retired, below, asides) = {
+            let mut state = self.common.state.lock();
+            let files: Vec<_> = state.active.iter().flatten().cloned().collect();
+            let retired = std::mem::take(&mut state.retired);
+            let below = self.common.appended_below.load(Ordering::Acquire);
+            let asides = self.common.aside_appends.load(Ordering::Acquire);
+            (files, retired, below, asides)
+        };
+        let mut first_error = None;
+        if retired.is_empty() && below == self.common.synced_below() && asides == self.synced_asides
+        {
+            files.clear();
+        }
+        files.extend(retired.iter().map(|r| (r.number, r.file.clone())));
+        for (number, file) in files {
+            if let Err(e) = file.sync() {
+                self.common.state.lock().failed.push(number);
+                self.common.failed_segment.store(number, Ordering::Release);
+                self.common.sync_failures.fetch_add(1, Ordering::Relaxed);
+                first_error.get_or_insert(e);
+            }
+        }
+        // Unmapped here, by the thread that may take long.
+        drop(retired.into_iter().map(|r| r.owner).collect::<Vec<_>>());
+        if self.common.state.lock().failed.is_empty() {
+            self.common.synced_below.store(below, Ordering::Release);
+            self.synced_asides = asides;
+        }
+        let checkpoint = self.checkpoint.sync();
+        match first_error {
+            Some(e) => Err(e),
+            None => checkpoint,
+        }
+    }
+
+    /// Stores the checkpoint; a set-aside record that it may count as final is synced first.
+    ///
+    /// # Errors
+    /// What the storage says; the older slot still holds.
+    pub fn store_checkpoint(&mut self, data: &CheckpointData) -> io::Result<()> {
+        self.sync_asides()?;
+        self.checkpoint.store(&*self.common.storage, data)
+    }
+
+    fn sync_asides(&mut self) -> io::Result<()> {
+        if self.common.aside_appends.load(Ordering::Acquire) != self.synced_asides {
+            self.sync_now()?;
+        }
+        Ok(())
+    }
+
+    /// Prepares a segment if none waits and one is wanted; true when it did.
+    pub(super) fn prepare(&mut self, kind: SegmentKind) -> io::Result<bool> {
+        let bytes = match kind {
+            SegmentKind::Main => self.common.options.segment_bytes,
+            SegmentKind::SetAside => self.common.options.set_aside_segment_bytes,
+        };
+        {
+            let mut state = self.common.state.lock();
+            let wanted = kind == SegmentKind::Main || state.aside_wanted;
+            if !wanted || state.prepared[kind as usize].is_some() {
+                return Ok(false);
+            }
+            let used: u64 = state.live.values().map(|(_, bytes)| bytes).sum();
+            if used + bytes > self.common.wal_bytes_max {
+                state.shortage[kind as usize] = Some(AppendError::Full);
+                return Ok(false);
+            }
+        }
+        match self.create(kind, bytes) {
+            Ok(prepared) => {
+                let mut state = self.common.state.lock();
+                state.prepared[kind as usize] = Some(prepared);
+                state.shortage[kind as usize] = None;
+                if kind == SegmentKind::SetAside {
+                    state.aside_wanted = false;
+                }
+                Ok(true)
+            }
+            Err(e) => {
+                self.common.state.lock().shortage[kind as usize] =
+                    Some(AppendError::Storage(e.kind()));
+                Err(e)
+            }
+        }
+    }
+
+    fn create(&mut self, kind: SegmentKind, bytes: u64) -> io::Result<Prepared> {
+        let number = self.next_number;
+        let name = segment_name(kind, number);
+        let storage = self.common.storage.clone();
+        // A number is used up even when its file can't be made whole.
+        self.next_number += 1;
+        let mut file = storage.create(&name, bytes)?;
+        self.common.state.lock().live.insert(number, (kind, bytes));
+        let made = file
+            .populate(0, bytes)
+            .and_then(|()| file.file().sync())
+            .and_then(|()| self.publish_manifest());
+        if let Err(e) = made {
+            let _ = storage.unlink(&name);
+            self.common.state.lock().live.remove(&number);
+            return Err(e);
+        }
+        Ok(Prepared { number, file, salt: (self.salts)() as u32 })
+    }
+
+    pub(super) fn publish_manifest(&self) -> io::Result<()> {
+        let segments = {
+            let state = self.common.state.lock();
+            let kept = state.live.iter().filter(|(number, _)| !state.trimmed.contains(number));
+            kept.map(|(number, (kind, _))| (*number, *kind as u64)).collect()
+        };
+        let manifest = Manifest {
+            directory_id: self.common.directory_id,
+            next_number: self.next_number,
+            segments,
+        };
+        manifest.publish(&*self.common.storage)
+    }
+
+    /// Removes trimmed segments, oldest first. Each removal is durable before the next, so
+    /// that a power cut never leaves a gap that looks like a loss.
+    fn unlink_trimmed(&mut self) -> io::Result<u64> {
+        let mut trimmed = self.common.state.lock().trimmed.clone();
+        if trimmed.is_empty() {
+            return Ok(0);
+        }
+        self.sync_asides()?;
+        self.publish_manifest()?;
+        trimmed.sort_unstable();
+        let mut unlinked = 0;
+        for number in trimmed {
+            let kind = self.common.state.lock().live.get(&number).map(|(kind, _)| *kind);
+            if let Some(kind) = kind {
+                match self.common.storage.unlink(&segment_name(kind, number)) {
+                    Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+                    _ => {}
+                }
+                unlinked += 1;
+            }
+            let mut state = self.common.state.lock();
+            state.live.remove(&number);
+            state.trimmed.retain(|n| *n != number);
+            state.failed.retain(|n| *n != number);
+            state.retired.retain(|r| r.number != number);
+            if state.shortage[0] == Some(AppendError::Full) {
+                state.shortage[0] = None;
+            }
+            drop(state);
+            self.common.storage.sync_dir()?;
+        }
+        Ok(unlinked)
+    }
+
+    fn quarantine(&mut self, report: &mut StepReport) {
+        let ranges = std::mem::take(&mut self.common.state.lock().bad);
+        for range in ranges {
+            let done = quarantine_range(&*self.common.storage, SegmentKind::Main, &range, "bad");
+            match done {
+                Ok(true) => {
+                    self.common.ranges_quarantined.fetch_add(1, Ordering::Relaxed);
+                }
+                Ok(false) => {}
+                Err(e) => {
+                    report.error.get_or_insert(("quarantine", e.kind()));
+                    let mut state = self.common.state.lock();
+                    // Once its segment is gone nothing can be copied any more.
+                    if state.live.contains_key(&range.number) {
+                        state.bad.push(range);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Copies a range of a segment to a file of its own in quarantine; false when it is there
+/// already from an earlier start.
+pub(super) fn quarantine_range(
+    storage: &dyn Storage,
+    kind: SegmentKind,
+    range: &BadRange,
+    why: &str,
+) -> io::Result<bool> {
+    let name = format!("{:016x}-{:x}-{:x}.{why}", range.number, range.from, range.to);
+    if storage.list(QUARANTINE_DIR)?.contains(&name) {
+        return Ok(false);
+    }
+    let from = storage.open(&segment_name(kind, range.number))?;
+    let part = format!("{QUARANTINE_DIR}/{name}.part");
+    let to = storage.open_or_create(&part)?;
+    let mut buf = vec![0; (range.to - range.from).min(COPY_BYTES) as usize];
+    let mut at = range.from;
+    while at < range.to {
+        let n = ((range.to - at) as usize).min(buf.len());
+        let read = from.read_at(at, &mut buf[..n])?;
+        if read == 0 {
+            break;
+        }
+        to.write_at(at - range.from, &buf[..read])?;
+        at += read as u64;
+    }
+    to.sync()?;
+    storage.rename(&part, &format!("{QUARANTINE_DIR}/{name}"))?;
+    storage.sync_dir()?;
+    Ok(true)
+}

@@ -1,0 +1,249 @@
+//! Owns the flusher's half of the log: append, set aside, trim. It never syncs, never makes
+//! or removes a file, and takes the shared lock only when it changes segments.
+
+use super::cursor::Cursor;
+use super::format::{FRAME_HEADER_BYTES, SegmentHeader, SegmentKind, SetAsideNote};
+use super::reader::SegmentInfo;
+use super::segment::{SegmentError, SegmentWriter};
+use super::shared::{Common, Retired};
+use super::types::AppendError;
+use crate::record::{LogPosition, Lsn, RecordView};
+use crate::sync::Ordering;
+use crate::topics::TopicTable;
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+/// The flusher's half of the log.
+pub struct Wal {
+    pub(super) common: Arc<Common>,
+    pub(super) topics: Arc<TopicTable>,
+    /// Segments that take no more, oldest first.
+    pub(super) segments: VecDeque<SegmentInfo>,
+    /// The segments that take records, by kind.
+    pub(super) active: [Option<SegmentWriter>; 2],
+    /// The frame number that a new segment begins with, by kind.
+    pub(super) next_frame: [u64; 2],
+    /// Longest frame, as it stands in headers.
+    pub(super) frame_bytes_max: u32,
+    /// The cursor of `read_at`.
+    pub(super) random: Option<Cursor>,
+    pub(super) unix_ms: i64,
+}
+
+/// Sizes and counts of the log, for gauges.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct WalStats {
+    /// Bytes of all segments on disk, prepared and set-aside ones included.
+    pub bytes_on_disk: u64,
+    /// Most that they may take.
+    pub wal_bytes_max: u64,
+    /// Segments of the main log.
+    pub segments: u64,
+    /// Everything below is power-safe.
+    pub synced_below: Lsn,
+    /// Above every record in the log.
+    pub appended_below: Lsn,
+    /// Syncs that failed.
+    pub sync_failures: u64,
+    /// Bad ranges copied to quarantine since open.
+    pub ranges_quarantined: u64,
+}
+
+impl Wal {
+    pub(super) fn active_main(&self) -> Option<&SegmentWriter> {
+        self.active[SegmentKind::Main as usize].as_ref()
+    }
+
+    /// Says how many bytes of frames are about to come, so that a page that the filesystem
+    /// can't give is an error here and not a signal. Lasts within the current segment.
+    ///
+    /// # Errors
+    /// [`AppendError::Storage`]; the next append goes to another segment.
+    pub fn prepare_batch(&mut self, bytes: u64) -> Result<(), AppendError> {
+        let Some(active) = &mut self.active[SegmentKind::Main as usize] else { return Ok(()) };
+        active.populate(bytes).map_err(|e| {
+            active.give_up();
+            AppendError::Storage(e.kind())
+        })
+    }
+
+    /// Bytes that a record's frame takes, for [`Wal::prepare_batch`].
+    #[must_use]
+    pub fn frame_bytes(record: &RecordView<'_>) -> u64 {
+        super::format::pad8((FRAME_HEADER_BYTES + record.body.len()) as u64)
+    }
+
+    /// Appends a record. `lsn` must be above that of every earlier append.
+    ///
+    /// # Errors
+    /// See [`AppendError`]; nothing of the record is in the log then.
+    pub fn append(
+        &mut self,
+        lsn: Lsn,
+        record: &RecordView<'_>,
+    ) -> Result<LogPosition, AppendError> {
+        let at = self.put(SegmentKind::Main, lsn, record, None)?;
+        self.common.appended_below.store(lsn.0.saturating_add(1), Ordering::Release);
+        Ok(at)
+    }
+
+    /// Writes a record that is given up into the set-aside segments.
+    ///
+    /// # Errors
+    /// See [`AppendError`]. The first call meets [`AppendError::NotReady`], since no set-aside
+    /// segment is prepared before it is wanted: wake the keeper and try again.
+    pub fn set_aside(
+        &mut self,
+        lsn: Lsn,
+        record: &RecordView<'_>,
+        reason: &str,
+        code: i32,
+        now_unix_ms: i64,
+    ) -> Result<LogPosition, AppendError> {
+        self.unix_ms = now_unix_ms;
+        let note = SetAsideNote { reason, code, unix_ms: now_unix_ms };
+        let at = self.put(SegmentKind::SetAside, lsn, record, Some(&note))?;
+        self.common.aside_appends.fetch_add(1, Ordering::Release);
+        Ok(at)
+    }
+
+    fn put(
+        &mut self,
+        kind: SegmentKind,
+        lsn: Lsn,
+        record: &RecordView<'_>,
+        note: Option<&SetAsideNote<'_>>,
+    ) -> Result<LogPosition, AppendError> {
+        let failed = self.common.failed_segment.load(Ordering::Acquire);
+        loop {
+            let Some(active) = &mut self.active[kind as usize] else {
+                self.rotate(kind, lsn)?;
+                continue;
+            };
+            if active.header.number == failed {
+                active.give_up();
+            }
+            match active.append(lsn, record, note, &self.topics) {
+                Ok(offset) => {
+                    return Ok(LogPosition { segment: active.header.number, offset });
+                }
+                Err(SegmentError::Io(e)) => return Err(AppendError::Storage(e.kind())),
+                Err(SegmentError::NoRoom) if active.is_fresh() => {
+                    return Err(AppendError::TooLarge);
+                }
+                Err(SegmentError::NoRoom) => self.rotate(kind, lsn)?,
+            }
+        }
+    }
+
+    /// Seals the active segment and begins the prepared one; without one, nothing changes.
+    fn rotate(&mut self, kind: SegmentKind, base: Lsn) -> Result<(), AppendError> {
+        let k = kind as usize;
+        let prepared = {
+            let mut state = self.common.state.lock();
+            let Some(prepared) = state.prepared[k].take() else {
+                state.aside_wanted |= kind == SegmentKind::SetAside;
+                return Err(state.shortage[k].unwrap_or(AppendError::NotReady));
+            };
+            prepared
+        };
+        self.retire(kind);
+        let header = SegmentHeader {
+            number: prepared.number,
+            salt: prepared.salt,
+            log_id: self.common.options.log_id,
+            kind,
+            frame_bytes_max: self.frame_bytes_max,
+            directory_id: self.common.directory_id,
+            base_lsn: if kind == SegmentKind::Main { base.0 } else { 0 },
+            first_frame: self.next_frame[k],
+            created_unix_ms: self.unix_ms,
+            file_bytes: prepared.file.len(),
+        };
+        match SegmentWriter::begin(prepared.file, header) {
+            Ok(writer) => {
+                let file = writer.file.file();
+                self.common.state.lock().active[k] = Some((header.number, file));
+                self.active[k] = Some(writer);
+                Ok(())
+            }
+            Err(e) => {
+                // Nothing is in it: the keeper removes it.
+                self.common.state.lock().trimmed.push(header.number);
+                Err(AppendError::Storage(e.kind()))
+            }
+        }
+    }
+
+    /// Seals the active segment and hands it to the keeper to be synced and unmapped.
+    fn retire(&mut self, kind: SegmentKind) {
+        let k = kind as usize;
+        let Some(mut writer) = self.active[k].take() else { return };
+        self.next_frame[k] = writer.next_frame;
+        let frames_end = writer.end;
+        let sealed = writer.seal().is_ok();
+        if kind == SegmentKind::Main {
+            self.segments.push_back(SegmentInfo {
+                header: writer.header,
+                end: writer.end,
+                next_frame: writer.next_frame,
+                last_lsn: (writer.records > 0).then_some(writer.last_lsn),
+                seal: sealed.then(|| (frames_end, writer.seal_bytes())),
+                topics: (!sealed).then(|| writer.local_topics()),
+            });
+        }
+        let (number, file) = (writer.header.number, writer.file.file());
+        let mut state = self.common.state.lock();
+        state.active[k] = None;
+        state.retired.push(Retired { number, file, owner: writer.file });
+    }
+
+    /// Seals what is open, so that the next start needs no scan. Appends may follow.
+    pub fn seal(&mut self) {
+        for kind in [SegmentKind::Main, SegmentKind::SetAside] {
+            self.retire(kind);
+        }
+    }
+
+    /// Tells the log that everything below `acked` is final. Segments that hold nothing else
+    /// go to the keeper to be removed.
+    pub fn trim(&mut self, acked: Lsn) {
+        let is_done = |s: &SegmentInfo| s.last_lsn.is_none_or(|last| last < acked.0);
+        while self.segments.front().is_some_and(is_done) {
+            if let Some(done) = self.segments.pop_front() {
+                self.common.state.lock().trimmed.push(done.header.number);
+            }
+        }
+    }
+
+    /// Wall-clock time for the headers of segments to come.
+    pub fn set_unix_ms(&mut self, now_unix_ms: i64) {
+        self.unix_ms = now_unix_ms;
+    }
+
+    /// Everything below is power-safe.
+    #[must_use]
+    pub fn synced_below(&self) -> Lsn {
+        Lsn(self.common.synced_below())
+    }
+
+    /// Bytes of all segments on disk, prepared and set-aside ones included.
+    #[must_use]
+    pub fn bytes_on_disk(&self) -> u64 {
+        self.common.bytes_on_disk()
+    }
+
+    /// Sizes and counts, for gauges.
+    #[must_use]
+    pub fn stats(&self) -> WalStats {
+        WalStats {
+            bytes_on_disk: self.common.bytes_on_disk(),
+            wal_bytes_max: self.common.wal_bytes_max,
+            segments: self.segments.len() as u64 + u64::from(self.active_main().is_some()),
+            synced_below: self.synced_below(),
+            appended_below: Lsn(self.common.appended_below.load(Ordering::Acquire)),
+            sync_failures: self.common.sync_failures.load(Ordering::Relaxed),
+            ranges_quarantined: self.common.ranges_quarantined.load(Ordering::Relaxed),
+        }
+    }
+}

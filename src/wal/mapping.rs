@@ -1,0 +1,83 @@
+//! Owns the mapping of a segment that is being appended to: the only unsafe code of the log.
+//!
+//! Invariants, named by the SAFETY comments:
+//! - **M1** the mapping is `len` bytes, page-aligned, and lives as long as `self`.
+//! - **M2** only `&mut self` stores through it, nothing loads through it, and no reference to
+//!   its bytes is ever made: whoever else reads the file does so by system calls.
+//! - **M3** every range is checked against `len` before it is used.
+//!
+//! A page that the filesystem can't give raises SIGBUS at the store; callers populate a range
+//! before they store into it.
+//!
+//! # Orderings
+//! The commit word's Release store keeps it behind the frame's other stores in this process's
+//! memory order: a process that dies between them leaves a zero commit word. Across a power
+//! cut nothing is ordered; the CRC covers that.
+
+use memmap2::{Advice, MmapOptions, MmapRaw};
+use std::fs::File;
+use std::io;
+// A file's bytes are not memory that loom models: std's atomics, always.
+use std::sync::atomic::{AtomicU64, Ordering};
+
+pub(super) struct Mapping {
+    map: MmapRaw,
+}
+
+impl Mapping {
+    pub fn new(file: &File, len: usize) -> io::Result<Self> {
+        Ok(Mapping { map: MmapOptions::new().len(len).map_raw(file)? })
+    }
+
+    pub fn len(&self) -> usize {
+        self.map.len()
+    }
+
+    fn range(&self, offset: u64, len: usize) -> io::Result<usize> {
+        let end = offset.checked_add(len as u64).filter(|end| *end <= self.map.len() as u64);
+        end.map(|_| offset as usize).ok_or_else(|| io::ErrorKind::WriteZero.into())
+    }
+
+    pub fn write_at(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        let at = self.range(offset, bytes.len())?;
+        // SAFETY: in range by M3, alive by M1; the only access by M2. `bytes` can't overlap,
+        // since no reference into the mapping exists (M2).
+        unsafe {
+            std::ptr::copy_nonoverlapping(
+                bytes.as_ptr(),
+                self.map.as_mut_ptr().add(at),
+                bytes.len(),
+            );
+        }
+        Ok(())
+    }
+
+    pub fn commit_at(&mut self, offset: u64, word: u64) -> io::Result<()> {
+        let at = self.range(offset, 8)?;
+        if at % 8 != 0 {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        // SAFETY: in range by M3, alive and aligned by M1 and the check above; the only access
+        // by M2.
+        unsafe {
+            AtomicU64::from_ptr(self.map.as_mut_ptr().add(at).cast())
+                .store(word.to_le(), Ordering::Release);
+        }
+        Ok(())
+    }
+
+    /// Faults the range's pages in for writing, or says why that can't be. `Unsupported` when
+    /// the kernel or the filesystem doesn't know how.
+    pub fn populate(&mut self, offset: u64, len: u64) -> io::Result<()> {
+        const PAGE: u64 = 4096;
+        let from = offset / PAGE * PAGE;
+        let len = (offset - from) + len;
+        let from = self.range(from, len as usize)?;
+        match self.map.advise_range(Advice::PopulateWrite, from, len as usize) {
+            Err(e) if e.kind() == io::ErrorKind::InvalidInput => {
+                Err(io::ErrorKind::Unsupported.into())
+            }
+            done => done,
+        }
+    }
+}

@@ -1,0 +1,161 @@
+//! Owns the words of the log's interface: options, errors, what recovery found, what a read
+//! yields.
+
+use crate::record::{LogPosition, Lsn, RecordView};
+use std::io;
+
+/// How the log is laid out. Sizes are bytes.
+#[derive(Clone, Debug)]
+pub struct WalOptions {
+    /// Length of a segment.
+    pub segment_bytes: u64,
+    /// Length of a set-aside segment.
+    pub set_aside_segment_bytes: u64,
+    /// Most that all segments together may take; `None` is the lesser of 8 GiB and half of
+    /// what is free (what the log has already counts as free).
+    pub wal_bytes_max: Option<u64>,
+    /// Longest body of a record.
+    pub record_bytes_max: u32,
+    /// Which of a pipeline's logs this is (0: the main one).
+    pub log_id: u32,
+    /// Longest time that appended bytes stay unsynced.
+    pub sync_interval_ns: u64,
+    /// Bytes that a reader asks for at once.
+    pub read_buffer_bytes: usize,
+}
+
+impl Default for WalOptions {
+    fn default() -> Self {
+        WalOptions {
+            segment_bytes: 64 << 20,
+            set_aside_segment_bytes: 4 << 20,
+            wal_bytes_max: None,
+            record_bytes_max: 1_000_000,
+            log_id: 0,
+            sync_interval_ns: 500_000_000,
+            read_buffer_bytes: 256 << 10,
+        }
+    }
+}
+
+/// Where salts and directory ids come from: 64 unpredictable bits a call.
+pub type SaltSource = Box<dyn FnMut() -> u64 + Send>;
+
+/// Salts that nobody can predict. `RandomState` is keyed by the system's random source.
+#[must_use]
+pub fn random_salts() -> SaltSource {
+    use std::hash::{BuildHasher, Hasher};
+    Box::new(|| std::collections::hash_map::RandomState::new().build_hasher().finish())
+}
+
+/// Why a record isn't in the log. Nothing of it is left there.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum AppendError {
+    /// The keeper hasn't prepared the next segment yet. Wake it and try again.
+    #[error("the next segment isn't prepared yet")]
+    NotReady,
+    /// The log is at `wal_bytes_max`.
+    #[error("the log is at wal_bytes_max")]
+    Full,
+    /// The frame doesn't fit in an empty segment: the options contradict each other.
+    #[error("the record doesn't fit in a segment")]
+    TooLarge,
+    /// The storage refused a write, or couldn't give the next segment.
+    #[error("the log's storage: {0}")]
+    Storage(io::ErrorKind),
+}
+
+/// Why a record can't be read at a position.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ReadError {
+    /// The position's segment has been trimmed, or no frame was appended there.
+    #[error("nothing is at that position of the log")]
+    Gone,
+    /// The frame there is damaged.
+    #[error("the frame at that position of the log is damaged")]
+    Damaged,
+    /// The storage refused the read.
+    #[error("the log's storage: {0}")]
+    Storage(io::ErrorKind),
+}
+
+/// What a reader met next.
+#[derive(Debug)]
+pub enum ReadItem<'a> {
+    /// A record.
+    Record(LogRecord<'a>),
+    /// Damage was passed; the reader stands behind it.
+    Damage {
+        /// Records that were there and are lost, by their frame numbers: exact.
+        records_lost: u64,
+        /// Bytes that were skipped.
+        bytes: u64,
+    },
+    /// Everything that was appended has been read. More may come.
+    CaughtUp,
+    /// The storage refused the read; the reader has not moved.
+    Error(io::ErrorKind),
+}
+
+/// A record in the log.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct LogRecord<'a> {
+    /// Its number.
+    pub lsn: Lsn,
+    /// Where its frame begins.
+    pub position: LogPosition,
+    /// Where a reader that has read it stands.
+    pub next: LogPosition,
+    /// The record itself; the topic is one of the table that the log was opened with.
+    pub record: RecordView<'a>,
+}
+
+/// What opening found in the directory.
+#[derive(Clone, Debug, Default)]
+pub struct Recovery {
+    /// Above every LSN that the directory has ever named.
+    pub next_lsn: Lsn,
+    /// Where to begin to read what isn't final; `None` when there is nothing.
+    pub backlog: Option<LogPosition>,
+    /// LSN of the first good record at or behind `backlog`.
+    pub first_lsn: Option<Lsn>,
+    /// Records at or above the watermark: exactly what a reader from `backlog` yields, records
+    /// and `records_lost` together.
+    pub records: u64,
+    /// The same by topic, as far as it is known: damaged records have no topic, so the sum may
+    /// be below `records`.
+    pub records_by_topic: Vec<(String, u64)>,
+    /// Bytes of the segments that hold the backlog.
+    pub bytes: u64,
+    /// What was damaged.
+    pub damage: DamageReport,
+    /// The newest good checkpoint of this directory.
+    pub checkpoint: Option<super::CheckpointData>,
+}
+
+/// What recovery found wrong. All zero is a sound directory.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DamageReport {
+    /// Records known to be lost among those counted in [`Recovery::records`] at open; damage
+    /// inside sealed segments that open doesn't scan comes as `ReadItem::Damage` only.
+    pub records_lost: u64,
+    /// Bad ranges (or whole files) that were copied or moved to `quarantine/`.
+    pub ranges_quarantined: u64,
+    /// Bytes of them.
+    pub bytes_quarantined: u64,
+    /// Segments that the manifest names and that aren't there.
+    pub segments_missing: u64,
+    /// Segments of a newer format version, moved to `newer-version/` untouched.
+    pub segments_newer: u64,
+    /// Segments of another directory, of a wrong name or without a readable header, moved to
+    /// `quarantine/` whole.
+    pub segments_foreign: u64,
+    /// Tails that a crash left unfinished: torn frames behind the last good one. Not damage.
+    pub unfinished_tails: u64,
+    /// Checkpoint slots that were torn, or belong to another directory.
+    pub checkpoints_bad: u64,
+    /// One line for each finding, for people.
+    pub findings: Vec<String>,
+}

@@ -1,0 +1,398 @@
+//! The whole pipeline over the sink in memory and real files: what a user may rely on.
+
+use forebay::sink::{Opaque, ProduceError, RecordView, Report, Scope, Sink, SinkState};
+use forebay::{Level, MemorySink, OpenError, Pipeline, ReceiptError, SendError};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+const SOON: Duration = Duration::from_secs(20);
+
+fn small() -> forebay::Builder {
+    Pipeline::builder()
+        .lanes(4)
+        .lane_bytes(1 << 20)
+        .record_bytes_max(100_000)
+        .segment_bytes(1 << 20)
+}
+
+fn in_dir(dir: &Path) -> forebay::Builder {
+    small().wal_dir(dir.join("wal"))
+}
+
+fn until(what: &str, mut done: impl FnMut() -> bool) {
+    let began = Instant::now();
+    while !done() {
+        assert!(began.elapsed() < SOON, "waited in vain until {what}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// `thread-number` values of one thread, in the order delivered.
+fn numbers_of(records: &[forebay::sink::MemoryRecord], thread: usize) -> Vec<usize> {
+    let prefix = format!("{thread}-");
+    let values = records.iter().filter_map(|r| r.value.as_deref());
+    values
+        .filter_map(|v| std::str::from_utf8(v).ok()?.strip_prefix(&prefix)?.parse().ok())
+        .collect()
+}
+
+fn send_from_threads(pipeline: &Pipeline, threads: usize, from: usize, to: usize) {
+    std::thread::scope(|scope| {
+        for t in 0..threads {
+            let topic = pipeline.topic("t").unwrap();
+            scope.spawn(move || {
+                for n in from..to {
+                    let value = format!("{t}-{n}");
+                    topic.record(value.as_bytes()).key(&[t as u8]).send_timeout(SOON).unwrap();
+                }
+            });
+        }
+    });
+}
+
+#[test]
+fn healthy_records_arrive_in_order_and_never_touch_the_log() {
+    let dir = tempfile::tempdir().unwrap();
+    let sink = MemorySink::new();
+    let seen = sink.handle();
+    let pipeline = in_dir(dir.path()).sink(sink).open().unwrap();
+    pipeline.register_thread();
+    pipeline.ready(SOON).unwrap();
+    send_from_threads(&pipeline, 4, 0, 5_000);
+    pipeline.flush(SOON).unwrap();
+    let report = pipeline.close(SOON).unwrap();
+    let books = report.stats.books;
+    assert!(report.complete && books.balanced(), "{books:?}");
+    assert_eq!((books.accepted, books.delivered, books.spilled), (20_000, 20_000, 0));
+    let records = seen.records();
+    for t in 0..4 {
+        assert_eq!(numbers_of(&records, t), (0..5_000).collect::<Vec<_>>());
+    }
+    println!("{} records delivered, {} spilled", books.delivered, books.spilled);
+}
+
+#[test]
+fn every_part_of_a_record_arrives() {
+    let sink = MemorySink::new();
+    let seen = sink.handle();
+    let pipeline = small().at_most_once().sink(sink).open().unwrap();
+    let topic = pipeline.topic("parts").unwrap();
+    topic
+        .record(b"v")
+        .key(b"")
+        .header("a", b"1")
+        .header_null("n")
+        .partition(7)
+        .timestamp(42)
+        .send()
+        .unwrap();
+    topic.tombstone(b"gone").unwrap();
+    topic.send(b"").unwrap();
+    topic
+        .send_with(10, |room| {
+            room[..3].copy_from_slice(b"abc");
+            3
+        })
+        .unwrap();
+    assert_eq!(topic.send_with(2, |_| 3), Err(SendError::BadLength));
+    assert_eq!(topic.record(b"x").partition(-1).send(), Err(SendError::BadPartition));
+    assert_eq!(topic.record(b"x").header("", b"").send(), Err(SendError::BadHeader));
+    assert_eq!(topic.send(&vec![0; 100_001]), Err(SendError::TooLarge));
+    let mut many = topic.record(b"x");
+    for _ in 0..17 {
+        many = many.header("h", b"");
+    }
+    assert_eq!(many.send(), Err(SendError::BadHeader));
+    pipeline.flush(SOON).unwrap();
+    let records = seen.records();
+    assert_eq!(records.len(), 4);
+    assert_eq!(records[0].key.as_deref(), Some(&b""[..]));
+    assert_eq!((records[0].partition, records[0].timestamp_ms), (7, 42));
+    let headers = [("a".to_owned(), Some(b"1".to_vec())), ("n".to_owned(), None)];
+    assert_eq!(records[0].headers, headers);
+    assert_eq!(
+        (records[1].value.as_deref(), records[1].key.as_deref()),
+        (None, Some(&b"gone"[..]))
+    );
+    assert_eq!((records[2].value.as_deref(), records[2].key.as_deref()), (Some(&b""[..]), None));
+    assert_eq!(records[3].value.as_deref(), Some(&b"abc"[..]));
+    let stats = pipeline.close(SOON).unwrap().stats;
+    assert_eq!(stats.books.refused, 5, "{:?}", stats.refused);
+}
+
+#[test]
+fn an_outage_spills_and_everything_arrives_in_order_afterwards() {
+    let dir = tempfile::tempdir().unwrap();
+    let sink = MemorySink::new();
+    let seen = sink.handle();
+    let pipeline =
+        in_dir(dir.path()).loss_window(Duration::from_millis(100)).sink(sink).open().unwrap();
+    send_from_threads(&pipeline, 2, 0, 1_000);
+    pipeline.flush(SOON).unwrap();
+    assert_eq!(pipeline.stats().books.spilled, 0);
+    seen.refuse();
+    send_from_threads(&pipeline, 2, 1_000, 30_000);
+    until("everything is in the log", || {
+        let b = pipeline.stats().books;
+        b.in_wal == 58_000 && b.in_lanes == 0 && b.in_flight == 0
+    });
+    let stats = pipeline.stats();
+    assert!(stats.books.balanced());
+    assert_eq!(stats.unsafe_records, 0);
+    assert!(!stats.states.exposed);
+    seen.resume();
+    send_from_threads(&pipeline, 2, 30_000, 31_000);
+    let report = pipeline.close(SOON).unwrap();
+    assert_eq!(report.stats.books.delivered, 62_000);
+    assert!(report.stats.books.balanced() && report.stats.books.replayed >= 58_000);
+    let records = seen.records();
+    for t in 0..2 {
+        assert_eq!(numbers_of(&records, t), (0..31_000).collect::<Vec<_>>());
+    }
+    println!("{} spilled, {} replayed", report.stats.books.spilled, report.stats.books.replayed);
+}
+
+#[test]
+fn what_a_run_leaves_the_next_one_delivers_first() {
+    let dir = tempfile::tempdir().unwrap();
+    for _ in 0..2 {
+        // Kafka never there: close, then drop.
+        let sink = MemorySink::new();
+        sink.handle().refuse();
+        let pipeline = in_dir(dir.path()).sink(sink).open().unwrap();
+        let before = pipeline.stats().books.recovered as usize / 2;
+        send_from_threads(&pipeline, 2, before, before + 1_000);
+        if before == 0 {
+            let report = pipeline.close(Duration::from_millis(10)).unwrap();
+            assert!(report.complete);
+            assert_eq!(report.stats.books.in_wal, 2_000);
+        } else {
+            drop(pipeline);
+        }
+    }
+    let sink = MemorySink::new();
+    let seen = sink.handle();
+    let pipeline = in_dir(dir.path()).sink(sink).open().unwrap();
+    send_from_threads(&pipeline, 2, 2_000, 2_500);
+    let stats = pipeline.close(SOON).unwrap().stats;
+    assert_eq!((stats.books.recovered, stats.books.accepted), (4_000, 1_000));
+    assert_eq!(stats.books.delivered, 5_000);
+    assert!(stats.books.balanced());
+    for t in 0..2 {
+        assert_eq!(numbers_of(&seen.records(), t), (0..2_500).collect::<Vec<_>>());
+    }
+    // Nothing is left for another run.
+    let pipeline = in_dir(dir.path()).sink(MemorySink::new()).open().unwrap();
+    assert_eq!(pipeline.stats().books.recovered, 0);
+}
+
+#[test]
+fn at_most_once_refuses_when_full_and_counts_it() {
+    let sink = MemorySink::new();
+    let seen = sink.handle();
+    seen.refuse();
+    let pipeline = small().at_most_once().sink(sink).open().unwrap();
+    let topic = pipeline.topic("t").unwrap();
+    let mut taken = 0u64;
+    let mut refused = 0u64;
+    for _ in 0..30_000 {
+        match topic.send(&[7; 100]) {
+            Ok(()) => taken += 1,
+            Err(e) => {
+                assert_eq!(e, SendError::Full);
+                refused += 1;
+            }
+        }
+    }
+    assert!(taken > 1_000 && refused > 1_000, "{taken} {refused}");
+    let began = Instant::now();
+    assert_eq!(topic.send_timeout(&[7; 100], Duration::from_millis(30)), Err(SendError::Full));
+    assert!(began.elapsed() >= Duration::from_millis(30));
+    seen.resume();
+    topic.send_timeout(&[7; 100], SOON).unwrap();
+    let stats = pipeline.close(SOON).unwrap().stats;
+    assert_eq!((stats.books.accepted, stats.books.delivered), (taken + 1, taken + 1));
+    assert_eq!(stats.books.refused, refused + 1);
+    assert!(stats.books.balanced());
+    println!("{taken} taken, {refused} refused");
+}
+
+#[test]
+fn at_most_once_that_closes_in_an_outage_counts_what_it_drops() {
+    let sink = MemorySink::new();
+    sink.handle().refuse();
+    let pipeline = small().at_most_once().sink(sink).open().unwrap();
+    let topic = pipeline.topic("t").unwrap();
+    for _ in 0..100 {
+        topic.send(b"x").unwrap();
+    }
+    let receipt = topic.record(b"x").send_tracked().unwrap();
+    let report = pipeline.close(Duration::from_millis(20)).unwrap();
+    assert!(!report.complete);
+    assert_eq!(report.stats.topics[0].dropped, [("closed", 101)]);
+    assert!(report.stats.books.balanced());
+    assert_eq!(receipt.wait(Level::Delivered, SOON), Err(ReceiptError::Dropped));
+}
+
+#[test]
+fn a_receipt_tells_how_its_record_ended() {
+    let dir = tempfile::tempdir().unwrap();
+    let sink = MemorySink::new();
+    let seen = sink.handle();
+    let pipeline = in_dir(dir.path())
+        .receipts_max(3)
+        .loss_window(Duration::from_millis(50))
+        .sink(sink)
+        .open()
+        .unwrap();
+    let topic = pipeline.topic("t").unwrap();
+    let began = Instant::now();
+    topic.record(b"1").send_tracked().unwrap().wait(Level::Delivered, SOON).unwrap();
+    assert!(began.elapsed() < Duration::from_millis(400), "a waiting receipt hurries the flush");
+
+    seen.fail_next(1, Scope::Record, "too_large");
+    let bad = topic.record(b"2").send_tracked().unwrap();
+    assert_eq!(bad.wait(Level::Delivered, SOON), Err(ReceiptError::SetAside));
+
+    // Through the log: journaled, released, read back, delivered.
+    seen.refuse();
+    let late = topic.record(b"3").send_tracked().unwrap();
+    until("it is in the log", || pipeline.stats().books.in_wal == 1);
+    assert_eq!(late.wait(Level::Delivered, Duration::ZERO), Err(ReceiptError::StillPending));
+    seen.resume();
+    late.wait(Level::Delivered, SOON).unwrap();
+
+    let held: Vec<_> = (0..3).filter_map(|_| topic.record(b"4").send_tracked().ok()).collect();
+    assert_eq!(held.len(), 1, "the two above still hold theirs");
+    assert_eq!(topic.record(b"4").send_tracked().unwrap_err(), SendError::NoReceipt);
+    drop((bad, late, held));
+    pipeline.flush(SOON).unwrap();
+    assert!(topic.record(b"5").send_tracked().is_ok());
+    assert!(pipeline.close(SOON).unwrap().stats.books.balanced());
+}
+
+#[test]
+fn errors_are_counted_by_scope_and_reason() {
+    let dir = tempfile::tempdir().unwrap();
+    let sink = MemorySink::new();
+    let seen = sink.handle();
+    let pipeline = in_dir(dir.path()).sink(sink).open().unwrap();
+    let topic = pipeline.topic("t").unwrap();
+    let mut send = |n: usize| {
+        for i in 0..n {
+            topic.send(format!("0-{i}").as_bytes()).unwrap();
+        }
+        pipeline.flush(SOON).unwrap();
+    };
+    seen.fail_next(3, Scope::Record, "invalid_record");
+    seen.fail_next(2, Scope::Topic, "topic_unavailable");
+    send(10);
+    seen.fail_next(4, Scope::Transient, "try_again");
+    send(10);
+    seen.fail_instance("fenced");
+    send(10);
+    let stats = pipeline.close(SOON).unwrap().stats;
+    assert!(stats.books.balanced());
+    assert_eq!((stats.books.delivered, stats.books.set_aside), (25, 5));
+    assert_eq!(stats.topics[0].set_aside, [("invalid_record", 3), ("topic_unavailable", 2)]);
+    assert_eq!((stats.books.reordered, stats.rebuilds, seen.rebuilds()), (4, 1, 1));
+    assert!(stats.last_rebuild_reason.unwrap().contains("fenced"));
+}
+
+#[test]
+fn log_first_produces_nothing_that_is_not_journaled() {
+    let dir = tempfile::tempdir().unwrap();
+    let sink = MemorySink::new();
+    let seen = sink.handle();
+    let pipeline = in_dir(dir.path()).loss_window(Duration::ZERO).sink(sink).open().unwrap();
+    send_from_threads(&pipeline, 2, 0, 2_000);
+    let stats = pipeline.close(SOON).unwrap().stats;
+    assert_eq!((stats.books.delivered, stats.books.spilled), (4_000, 4_000));
+    for t in 0..2 {
+        assert_eq!(numbers_of(&seen.records(), t), (0..2_000).collect::<Vec<_>>());
+    }
+}
+
+#[test]
+fn send_after_close_says_closed_and_closing_twice_is_fine() {
+    let pipeline = small().at_most_once().sink(MemorySink::new()).open().unwrap();
+    let topic = pipeline.topic("t").unwrap();
+    topic.send(b"x").unwrap();
+    let first = pipeline.close(SOON).unwrap();
+    assert_eq!(topic.send(b"x"), Err(SendError::Closed));
+    assert_eq!(topic.send_timeout(b"x", SOON), Err(SendError::Closed));
+    assert_eq!(topic.record(b"x").send_tracked().unwrap_err(), SendError::Closed);
+    assert_eq!(pipeline.close(SOON).unwrap(), first);
+    pipeline.flush(SOON).unwrap();
+}
+
+/// Takes a few records and then panics on the flusher's thread.
+struct PanickingSink(u32);
+
+impl Sink for PanickingSink {
+    fn produce(&mut self, _: &str, _: &RecordView<'_>, _: Opaque) -> Result<(), ProduceError> {
+        self.0 += 1;
+        assert!(self.0 < 10, "the sink panics on purpose");
+        Ok(())
+    }
+    fn serve(&mut self, _: u64, _: &mut Vec<Report>) {}
+    fn state(&self) -> SinkState {
+        SinkState { connected: true, topics_known: true, ..SinkState::default() }
+    }
+    fn hurry(&mut self) {}
+    fn rebuild(&mut self, _: u64) {}
+    fn close(&mut self) {}
+}
+
+#[test]
+fn a_panic_of_the_flusher_is_visible_and_loses_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let pipeline = in_dir(dir.path()).sink(PanickingSink(0)).open().unwrap();
+    let topic = pipeline.topic("t").unwrap();
+    for n in 0..100 {
+        topic.send(format!("0-{n}").as_bytes()).unwrap();
+    }
+    pipeline.flush(Duration::from_millis(300)).unwrap_err();
+    until("sends say Stopped", || topic.send(b"x") == Err(SendError::Stopped));
+    let error = pipeline.close(SOON).unwrap_err();
+    assert!(error.why.contains("on purpose"), "{error}");
+    drop(pipeline);
+
+    let sink = MemorySink::new();
+    let seen = sink.handle();
+    let pipeline = in_dir(dir.path()).sink(sink).open().unwrap();
+    let stats = pipeline.close(SOON).unwrap().stats;
+    assert_eq!(stats.books.recovered, 100);
+    assert_eq!(numbers_of(&seen.records(), 0), (0..100).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_directory_has_one_holder_and_is_for_its_owner_only() {
+    use std::os::unix::fs::PermissionsExt;
+    let dir = tempfile::tempdir().unwrap();
+    let pipeline = in_dir(dir.path()).sink(MemorySink::new()).open().unwrap();
+    match in_dir(dir.path()).sink(MemorySink::new()).open() {
+        Err(OpenError::InUse { holder, .. }) => {
+            assert!(holder.contains(&std::process::id().to_string()), "{holder}");
+        }
+        other => panic!("{other:?}"),
+    }
+    drop(pipeline);
+    let wal = dir.path().join("wal");
+    assert_eq!(wal.metadata().unwrap().permissions().mode() & 0o777, 0o700);
+    std::fs::set_permissions(&wal, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let error = in_dir(dir.path()).sink(MemorySink::new()).open().unwrap_err();
+    assert!(error.to_string().contains("chmod 700"), "{error}");
+}
+
+#[test]
+fn bad_settings_and_names_are_refused_with_the_remedy() {
+    let neither = Pipeline::builder().sink(MemorySink::new()).open().unwrap_err();
+    assert!(
+        neither.to_string().contains("wal_dir") && neither.to_string().contains("at_most_once")
+    );
+    let large = small().at_most_once().record_bytes_max(1 << 20).sink(MemorySink::new()).open();
+    assert!(large.unwrap_err().to_string().contains("lane_bytes"));
+    let pipeline = small().at_most_once().sink(MemorySink::new()).open().unwrap();
+    assert!(pipeline.topic("a b").unwrap_err().to_string().contains("a b"));
+}
