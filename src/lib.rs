@@ -41,6 +41,8 @@ rooms! {
     wake;
     wal;
 }
+#[cfg(test)]
+mod sim;
 pub mod sink;
 mod sync;
 
