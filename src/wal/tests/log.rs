@@ -94,7 +94,7 @@ fn what_is_trimmed_is_removed_and_its_number_not_used_again() {
     log.keeper.step(2, None);
     drop(log);
     let (mut again, lsns, _) = reopen_and_read(&storage);
-    assert_eq!(lsns, []);
+    assert!(lsns.is_empty());
     assert_eq!(again.recovery.damage, DamageReport::default());
     again.keeper.step(0, None);
     let at = append_helped(&mut again, 300);
