@@ -303,7 +303,14 @@ fn open_wal(
             .max((config.record_bytes_max as u64 + (64 << 10)).next_power_of_two()),
         ..WalOptions::default()
     };
-    Wal::open(Arc::new(storage), topics.clone(), options, random_salts(), clock.unix_ms())
+    Wal::open(Arc::new(storage), topics.clone(), options, random_salts(), clock.unix_ms()).map_err(
+        |e| match e {
+            OpenError::Io { what, source } => {
+                OpenError::Io { what: format!("{}: {what}", dir.display()), source }
+            }
+            e => e,
+        },
+    )
 }
 
 #[cfg(feature = "kafka")]

@@ -144,7 +144,8 @@ fn an_outage_spills_and_everything_arrives_in_order_afterwards() {
     send_from_threads(&pipeline, 2, 30_000, 31_000);
     let report = pipeline.close(SOON).unwrap();
     assert_eq!(report.stats.books.delivered, 62_000);
-    assert!(report.stats.books.balanced() && report.stats.books.replayed >= 58_000);
+    // The one that the sink was being offered when the outage began was admitted from memory.
+    assert!(report.stats.books.balanced() && report.stats.books.replayed >= 57_999);
     let records = seen.records();
     for t in 0..2 {
         assert_eq!(numbers_of(&records, t), (0..31_000).collect::<Vec<_>>());

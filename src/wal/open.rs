@@ -61,7 +61,7 @@ impl Wal {
                      segments need {}; free more, or set wal_max_bytes and segment_bytes",
                     2 * options.segment_bytes
                 ),
-                source: io::ErrorKind::StorageFull.into(),
+                source: rustix::io::Errno::NOSPC.into(),
             });
         }
         let recovered = opened.live.iter().map(|(number, (kind, _))| (*kind, *number)).collect();
