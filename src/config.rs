@@ -143,13 +143,13 @@ impl Config {
 
     fn validate_timing(&self) -> Result<(), ConfigError> {
         let ms = Duration::from_millis;
-        within("flush_interval", self.flush_interval(), ms(1), ms(60_000))?;
         within("sync_interval", self.sync_interval, ms(1), ms(60_000))?;
         within("stall_timeout", self.stall_timeout, ms(1_000), ms(86_400_000))?;
         within("topic_grace", self.topic_grace, ms(100), ms(86_400_000))?;
         if let Some(window) = self.loss_window.filter(|w| !w.is_zero()) {
             within("loss_window", window, ms(20), ms(3_600_000))?;
         }
+        within("flush_interval", self.flush_interval(), ms(1), ms(60_000))?;
         Ok(())
     }
 

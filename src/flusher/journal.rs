@@ -37,6 +37,9 @@ impl Flusher {
 
     fn journal_while(&mut self, mut wanted: impl FnMut(&mut Flusher) -> bool) -> bool {
         let mut prepared = 0u64;
+        if let Some(wal) = &mut self.wal {
+            wal.set_unix_ms(self.clock.unix_ms());
+        }
         while wanted(self) {
             let Some((lsn, frame)) = self.seq.next_append(Lsn(u64::MAX)) else { return true };
             let Some(wal) = &mut self.wal else { return false };
@@ -67,11 +70,11 @@ impl Flusher {
     }
 
     fn append_failed(&mut self, error: AppendError) {
-        if error == AppendError::NotReady {
-            if let Some(keeper) = &self.keeper {
-                keeper.wake();
-            }
-        } else {
+        // Whatever it was, the keeper's next turn may mend it: it prepares segments and unlinks.
+        if let Some(keeper) = &self.keeper {
+            keeper.wake();
+        }
+        if error != AppendError::NotReady {
             self.wal_failed(&error.to_string());
         }
     }

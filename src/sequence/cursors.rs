@@ -341,8 +341,13 @@ impl<F: Copy> Sequence<F> {
         self.backlog
     }
 
-    /// A record read at the `produced` cursor. The reader stands behind it now.
+    /// A record read at the `produced` cursor. The reader stands behind it now. One that was
+    /// admitted before is passed over: a reader that is set up anew starts at the last of them.
     pub fn admit(&mut self, frame: Backlog) {
+        if frame.lsn < self.produced {
+            return;
+        }
+        self.backlog = Some(frame.position);
         let slot = self.in_flight.admit(frame.lsn, frame.topic, frame.bytes, frame.receipt);
         if let Some(entry) = self.in_flight.get_mut(slot) {
             entry.journaled = Some(frame.position);
@@ -610,5 +615,26 @@ impl<F: Copy> Sequence<F> {
     #[must_use]
     pub fn books(&self) -> &Books {
         &self.books
+    }
+}
+
+#[cfg(test)]
+impl<F: Copy> Sequence<F> {
+    /// What decides the future, for the explorer: no counter that only grows, and of a frame
+    /// only what `of_frame` says.
+    pub(crate) fn canonical<T: std::hash::Hash>(
+        &self,
+        of_frame: impl Fn(F) -> T,
+        to: &mut impl std::hash::Hasher,
+    ) {
+        use std::hash::Hash;
+        (self.next, self.produced, self.journaled, self.backlog.is_some()).hash(to);
+        for held in &self.memory {
+            (held.done, held.slot == NO_SLOT).hash(to);
+            if !held.done {
+                of_frame(held.popped.frame).hash(to);
+            }
+        }
+        self.in_flight.canonical(to);
     }
 }
