@@ -8,7 +8,7 @@ use super::rng::Rng;
 use super::sink::{Expected, Outside, PARTITIONS};
 use crate::report::Scope;
 use crate::sequence::policy::Timing;
-use crate::stats::Stats;
+use crate::stats::{BookTotals, Stats};
 use crate::wal::{MemoryStorage, StorageOp};
 use parking_lot::Mutex;
 use std::io;
@@ -138,12 +138,21 @@ pub(super) struct Schedule {
     finals_before: u64,
     flushes: Vec<(u64, Vec<Id>)>,
     coverage: Coverage,
+    aloud: bool,
+    told: BookTotals,
 }
 
 impl Schedule {
     /// Runs the schedule of `seed` to its end.
-    pub(super) fn run(seed: u64, coverage: &mut Coverage) -> Result<(), Violation> {
+    /// With `aloud`, tells every step.
+    pub(super) fn run(
+        seed: u64,
+        coverage: &mut Coverage,
+        aloud: bool,
+    ) -> Result<(), Violation> {
         let mut schedule = Schedule::new(seed)?;
+        schedule.aloud = aloud;
+        schedule.tell(|s| format!("{:?}", s.setup));
         let steps = 20 + schedule.rng.below(60);
         for _ in 0..steps {
             schedule.step()?;
@@ -213,11 +222,20 @@ impl Schedule {
             finals_before: 0,
             flushes: Vec::new(),
             coverage: Coverage { schedules: 1, ..Coverage::default() },
+            aloud: false,
+            told: BookTotals::default(),
         })
     }
 
+    fn tell(&self, what: impl FnOnce(&Self) -> String) {
+        if self.aloud {
+            println!("{:>5} ms, run {}: {}", self.now_ns / MS, self.run, what(self));
+        }
+    }
+
     fn step(&mut self) -> Result<(), Violation> {
-        match self.rng.below(32) {
+        let step = self.rng.below(32);
+        match step {
             0..=6 => self.send(),
             7..=13 => self.tick()?,
             14..=19 => self.brokers_append(),
@@ -256,9 +274,11 @@ impl Schedule {
                 Ok(()) => {
                     outside.expected.push(expected);
                     let stream = (thread * PARTITIONS + partition) as u8;
-                    outside.checker.accepted(id, stream, self.now_ns);
+                    // After the look of this instant.
+                    outside.checker.accepted(id, stream, self.now_ns + 1);
                     self.accepted += 1;
                     self.coverage.records += 1;
+                    self.tell(|_| format!("thread {thread} sends {expected:?}"));
                 }
                 Err(_) => self.coverage.refused_full += 1,
             }
@@ -315,6 +335,10 @@ impl Schedule {
         }
         self.looked_ns = self.now_ns;
         let stats = self.process.stats();
+        if self.aloud && stats.books != self.told {
+            self.told = stats.books;
+            self.tell(|s| format!("looked: {:?}", s.told));
+        }
         self.check(&stats)?;
         if self.log_is_willing()
             && let Some(window) = self.setup.timing.loss_window_ns
@@ -427,6 +451,7 @@ impl Schedule {
             self.disk.set_capacity(None);
             return;
         }
+        self.tell(|_| "the disk fails".into());
         self.coverage.disk_faults += 1;
         self.faulty = true;
         self.was_faulty = true;
@@ -460,6 +485,10 @@ impl Schedule {
         if let Some(window) = window.filter(|_| on_time) {
             safe_until = safe_until.max(self.now_ns - window);
         }
+        self.tell(|s| {
+            let what = if power_cut { "power cut" } else { "crash" };
+            format!("{what}: safe until {} and {} ms", safe_until / MS, s.power_safe_ns / MS)
+        });
         let stored = if power_cut { self.finals_synced } else { self.finals_stored };
         let bound = 2 * self.setup.in_flight_max_records as u64 + finals - stored;
         {
@@ -512,6 +541,7 @@ impl Schedule {
                 self.disk = self.disk.process_crash_image();
                 continue;
             };
+            self.tell(|_| format!("opened: {recovery:?}"));
             let is_sound = recovery.damage.records_lost == 0;
             if !is_sound && !power_cut && !self.was_faulty {
                 return Err(format!("a crash of the process damaged the log: {recovery:?}"));
