@@ -1,5 +1,8 @@
 //! Forebay: records from request handlers to Kafka, without ever making the handler wait.
 
+// A library prints nothing; what it has to say goes to `tracing` and `stats()`.
+#![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
+
 #[cfg(not(all(target_os = "linux", target_pointer_width = "64")))]
 compile_error!(
     "forebay needs 64-bit Linux 5.14 or later: its arenas and its log rely on madvise calls that nothing else has"
@@ -14,7 +17,7 @@ macro_rules! rooms {
         $(#[$meta])*
         pub mod $name;
         #[cfg(not(feature = "internals"))]
-        #[allow(dead_code)]
+        #[allow(dead_code, unused_imports)]
         $(#[$meta])*
         mod $name;
     )*};

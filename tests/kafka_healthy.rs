@@ -4,7 +4,7 @@
 mod kafka_common;
 
 use forebay_testkit::audit::{Audit, Id};
-use forebay_testkit::{Kafka, heavy, say};
+use forebay_testkit::{Kafka, heavy, private_dir, say};
 use kafka_common as common;
 use std::time::{Duration, Instant};
 
@@ -16,7 +16,7 @@ fn two_threads_every_kind_of_record() {
     let _heavy = heavy();
     let Some(kafka) = Kafka::shared() else { return };
     let topic_name = kafka.topic("healthy", common::PARTITIONS);
-    let dir = tempfile::tempdir().unwrap();
+    let dir = private_dir();
     let (pipeline, topic) = common::open(kafka.brokers(), dir.path(), &topic_name);
 
     let start = Instant::now();
@@ -59,7 +59,7 @@ fn two_threads_every_kind_of_record() {
 fn a_tombstone_stands_between_its_key_s_values_and_a_time_of_one_s_own_is_kept() {
     let Some(kafka) = Kafka::shared() else { return };
     let topic_name = kafka.topic("tombstone", common::PARTITIONS);
-    let dir = tempfile::tempdir().unwrap();
+    let dir = private_dir();
     let (pipeline, topic) = common::open(kafka.brokers(), dir.path(), &topic_name);
     topic.record(b"one").key(b"k").timestamp(1_600_000_000_001).send().unwrap();
     topic.tombstone(b"k").unwrap();
@@ -82,7 +82,7 @@ fn a_tombstone_stands_between_its_key_s_values_and_a_time_of_one_s_own_is_kept()
 fn a_tracked_record_is_delivered_when_its_receipt_says_so() {
     let Some(kafka) = Kafka::shared() else { return };
     let topic_name = kafka.topic("tracked", 1);
-    let dir = tempfile::tempdir().unwrap();
+    let dir = private_dir();
     let (pipeline, topic) = common::open(kafka.brokers(), dir.path(), &topic_name);
     let receipt = topic.record(b"vote").send_tracked().expect("a receipt is free");
     receipt.wait(forebay::Level::Delivered, Duration::from_secs(30)).expect("it is delivered");

@@ -278,7 +278,7 @@ fn errors_are_counted_by_scope_and_reason() {
     let seen = sink.handle();
     let pipeline = in_dir(dir.path()).sink(sink).open().unwrap();
     let topic = pipeline.topic("t").unwrap();
-    let mut send = |n: usize| {
+    let send = |n: usize| {
         for i in 0..n {
             topic.send(format!("0-{i}").as_bytes()).unwrap();
         }

@@ -100,9 +100,10 @@ struct Run {
     args: Args,
     began: Instant,
     lines_refused: AtomicU64,
-    /// Taken by whoever ends the run.
+    /// Held, and never let go, by whoever ends the run.
     ending: Mutex<()>,
-    over: AtomicBool,
+    /// A line was skipped.
+    skipped: AtomicBool,
 }
 
 /// Runs `forebay pipe`.
@@ -130,7 +131,7 @@ pub fn run(args: Args) -> Result<ExitCode, Box<dyn Error>> {
         began: Instant::now(),
         lines_refused: AtomicU64::new(0),
         ending: Mutex::new(()),
-        over: AtomicBool::new(false),
+        skipped: AtomicBool::new(false),
     });
     end_on_signal(signals, run.clone())?;
     let progress = show_progress(&run)?;
@@ -138,8 +139,7 @@ pub fn run(args: Args) -> Result<ExitCode, Box<dyn Error>> {
     // Without limit: a signal cuts it short by closing the pipeline.
     while run.pipeline.flush(Duration::from_secs(3600)).is_err() {}
     let _ending = run.ending.lock();
-    let code = finish(&run, false, progress.as_ref())?;
-    Ok(code)
+    finish(&run, false, progress.as_ref())
 }
 
 /// Sends line after line until the input is over.
@@ -167,7 +167,7 @@ fn pump(run: &Run, topic: &Topic) -> Result<(), Box<dyn Error>> {
             if read != Line::Good {
                 run.lines_refused.fetch_add(1, Ordering::Relaxed);
             }
-            run.over.store(true, Ordering::Relaxed);
+            run.skipped.store(true, Ordering::Relaxed);
             say(format_args!(
                 "line {number}: {length} bytes, more than the {RECORD_BYTES_MAX} that a record may have; skipped"
             ));
@@ -209,6 +209,7 @@ fn park() -> ! {
 fn end_on_signal(mut signals: Signals, run: Arc<Run>) -> std::io::Result<()> {
     let wait = move || {
         if signals.forever().next().is_some() {
+            // Kept to the end of the process: the other thread waits for it there.
             let _ending = run.ending.lock();
             let code = finish(&run, true, None).unwrap_or_else(|e| {
                 say(format_args!("{e}"));
@@ -250,7 +251,7 @@ fn finish(
         ));
     }
     let sound = tell_what_is_wrong(&report, by_signal);
-    let sound = sound && !run.over.load(Ordering::Relaxed);
+    let sound = sound && !run.skipped.load(Ordering::Relaxed);
     Ok(if sound { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 

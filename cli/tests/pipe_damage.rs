@@ -5,7 +5,7 @@ mod pipe_common;
 use forebay_testkit::audit::{Audit, ID_BYTES, Id, Stream};
 use forebay_testkit::lines::{Feeder, LogLines};
 use forebay_testkit::process::Running;
-use forebay_testkit::{Kafka, dead_port, say};
+use forebay_testkit::{Kafka, dead_port, private_dir, say};
 use pipe_common as common;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -47,7 +47,7 @@ fn find(dir: &Path, number: u64) -> (PathBuf, u64) {
 fn deliver_damaged(name: &str, damage: impl FnOnce(&Path, u64)) -> Option<Audit> {
     let kafka = Kafka::shared()?;
     let topic = kafka.topic(name, 1);
-    let dir = common::wal_dir();
+    let dir = private_dir();
     fill(&topic, dir.path());
     let (file, at) = find(dir.path(), VICTIM);
     damage(&file, at);

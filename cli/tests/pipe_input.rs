@@ -2,7 +2,7 @@
 
 mod pipe_common;
 
-use forebay_testkit::{Consumed, Kafka, say};
+use forebay_testkit::{Consumed, Kafka, private_dir, say};
 use pipe_common as common;
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ fn pairs(records: &[Consumed]) -> Vec<Pair<'_>> {
 fn each_line_is_a_record_whatever_its_bytes() {
     let Some(kafka) = Kafka::shared() else { return };
     let topic = kafka.topic("bytes", 1);
-    let dir = common::wal_dir();
+    let dir = private_dir();
     let input = b"user|value\n\nno separator\n|empty key\nuser|\nuser|a|b\n\xff\xfe|\x00\x80\nlast, no line feed";
     let ended = common::run(common::pipe(kafka.brokers(), &topic, dir.path()), input, LIMIT);
     assert_eq!(ended.code(), Some(0), "{ended:?}");
@@ -52,7 +52,7 @@ fn without_a_separator_there_are_no_keys_and_without_input_there_is_nothing() {
     let records = kafka.oracle().read(&topic).unwrap();
     assert_eq!(pairs(&records), [(None, Some(&b"a|b\tc"[..]))]);
 
-    let dir = common::wal_dir();
+    let dir = private_dir();
     let ended = common::drain(kafka.brokers(), &topic, dir.path());
     let json = common::closing(&ended);
     assert_eq!(common::count(&json, "accepted"), 0, "{json}");
@@ -63,7 +63,7 @@ fn without_a_separator_there_are_no_keys_and_without_input_there_is_nothing() {
 fn a_line_of_ten_megabytes_is_named_and_the_rest_goes_on() {
     let Some(kafka) = Kafka::shared() else { return };
     let topic = kafka.topic("long-line", 1);
-    let dir = common::wal_dir();
+    let dir = private_dir();
     let mut input = b"before\n".to_vec();
     input.extend(std::iter::repeat_n(b'x', 10_000_000));
     input.extend_from_slice(b"\nafter\n");
@@ -86,7 +86,7 @@ fn a_large_input_goes_through_and_nothing_is_journaled_twice() {
     let _heavy = forebay_testkit::heavy();
     let Some(kafka) = Kafka::shared() else { return };
     let topic = kafka.topic("large", 3);
-    let dir = common::wal_dir();
+    let dir = private_dir();
     let input: Vec<u8> = LogLines::new(3, 0, 0).take(200_000).flatten().collect();
     let ended = common::run(common::pipe(kafka.brokers(), &topic, dir.path()), &input, LIMIT);
     assert_eq!(ended.code(), Some(0), "{ended:?}");

@@ -8,7 +8,7 @@ mod pipe_common;
 use forebay_testkit::audit::{Audit, Disorder, Id, Stream};
 use forebay_testkit::lines::{Feeder, LogLines, SEPARATOR};
 use forebay_testkit::process::Running;
-use forebay_testkit::{Consumed, Kafka, KafkaOptions, Random, heavy, say, seed};
+use forebay_testkit::{Consumed, Kafka, KafkaOptions, Random, heavy, private_dir, say, seed};
 use pipe_common as common;
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -47,7 +47,7 @@ fn kill_rounds(pause: bool) {
     let _heavy = heavy();
     let Some(mut kafka) = Kafka::start(KafkaOptions::default()) else { return };
     let topic = kafka.topic("killed", 3);
-    let dir = common::wal_dir();
+    let dir = private_dir();
     let count = std::env::var("FOREBAY_KILL_ROUNDS").map_or(5, |n| n.parse().expect("a number"));
     let seed = seed();
     say(&format!("killed (paused: {pause}): {count} rounds, FOREBAY_SEED={seed}"));

@@ -5,7 +5,7 @@ mod pipe_common;
 use forebay_testkit::audit::{Audit, Stream};
 use forebay_testkit::lines::{Feeder, LogLines};
 use forebay_testkit::process::Running;
-use forebay_testkit::{Kafka, KafkaOptions, dead_port, heavy, say};
+use forebay_testkit::{Kafka, KafkaOptions, dead_port, heavy, private_dir, say};
 use pipe_common as common;
 use std::time::{Duration, Instant};
 
@@ -16,7 +16,7 @@ fn sigterm_in_the_middle_of_an_outage() {
     let _heavy = heavy();
     let Some(mut kafka) = Kafka::start(KafkaOptions::default()) else { return };
     let topic = kafka.topic("sigterm", 3);
-    let dir = common::wal_dir();
+    let dir = private_dir();
     let mut command = common::pipe(kafka.brokers(), &topic, dir.path());
     command.args(["--close-ms", "2000"]);
     let mut running = Running::start(command).unwrap();
@@ -56,7 +56,7 @@ fn sigterm_in_the_middle_of_an_outage() {
 
 #[test]
 fn kafka_was_never_there_and_then_it_is() {
-    let dir = common::wal_dir();
+    let dir = private_dir();
     let lines = 50_000;
     let brokers = format!("127.0.0.1:{}", dead_port());
     let mut command = common::pipe(&brokers, "never-there", dir.path());
@@ -94,7 +94,7 @@ fn kafka_was_never_there_and_then_it_is() {
 
 #[test]
 fn sigint_ends_it_while_it_waits_for_input() {
-    let dir = common::wal_dir();
+    let dir = private_dir();
     let brokers = format!("127.0.0.1:{}", dead_port());
     let mut command = common::pipe(&brokers, "t", dir.path());
     command.args(["--close-ms", "500"]);
@@ -116,7 +116,7 @@ fn new_input_is_taken_while_a_backlog_is_there_and_comes_after_it() {
     let _heavy = heavy();
     let Some(kafka) = Kafka::shared() else { return };
     let topic = kafka.topic("backlog", 1);
-    let dir = common::wal_dir();
+    let dir = private_dir();
     let brokers = format!("127.0.0.1:{}", dead_port());
     let mut command = common::pipe(&brokers, &topic, dir.path());
     command.args(["--close-ms", "500"]);

@@ -2,8 +2,8 @@
 
 mod pipe_common;
 
-use forebay_testkit::dead_port;
 use forebay_testkit::process::Running;
+use forebay_testkit::{dead_port, private_dir};
 use pipe_common as common;
 use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, Instant};
@@ -61,14 +61,14 @@ fn wrong_usage_is_exit_2() {
 
 #[test]
 fn a_topic_name_that_kafka_does_not_allow() {
-    let dir = common::wal_dir();
+    let dir = private_dir();
     let command = common::pipe(&nowhere(), "no spaces", dir.path());
     common::assert_refused(&common::run(command, b"x\n", LIMIT), 1, &["no spaces", "249"]);
 }
 
 #[test]
 fn a_window_out_of_range() {
-    let dir = common::wal_dir();
+    let dir = private_dir();
     let mut command = common::pipe(&nowhere(), "t", dir.path());
     command.args(["--loss-window-ms", "3"]);
     common::assert_refused(&common::run(command, b"x\n", LIMIT), 1, &["loss_window", "allowed"]);
@@ -77,7 +77,7 @@ fn a_window_out_of_range() {
 #[test]
 fn a_property_that_the_pipeline_owns_or_that_nobody_knows() {
     for (name, value) in [("enable.idempotence", "false"), ("no.such.property", "1")] {
-        let dir = common::wal_dir();
+        let dir = private_dir();
         let mut command = common::pipe(&nowhere(), "t", dir.path());
         command.arg("-X").arg(format!("{name}={value}"));
         common::assert_refused(&common::run(command, b"x\n", LIMIT), 1, &[name]);
@@ -99,7 +99,7 @@ fn a_directory_that_can_not_be_made_or_written() {
 
 #[test]
 fn a_directory_that_others_can_read() {
-    let dir = common::wal_dir();
+    let dir = private_dir();
     std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
     let command = common::pipe(&nowhere(), "t", dir.path());
     let mend = format!("chmod 700 {}", dir.path().display());
@@ -108,7 +108,7 @@ fn a_directory_that_others_can_read() {
 
 #[test]
 fn a_directory_that_another_process_holds() {
-    let dir = common::wal_dir();
+    let dir = private_dir();
     let brokers = nowhere();
     let first = Running::start(common::pipe(&brokers, "t", dir.path())).unwrap();
     let start = Instant::now();

@@ -1,5 +1,7 @@
 //! Tests of the lanes on real threads. Under Miri the sizes shrink.
 
+#![allow(clippy::print_stdout)]
+
 use super::lanes::Start;
 use super::*;
 use crate::error::SendError;

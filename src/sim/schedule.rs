@@ -506,10 +506,10 @@ impl Schedule {
             self.disk.process_crash_image()
         };
         self.finals_before = finals;
-        self.reopen(power_cut)
+        self.reopen()
     }
 
-    fn reopen(&mut self, power_cut: bool) -> Result<(), Violation> {
+    fn reopen(&mut self) -> Result<(), Violation> {
         self.note_books();
         self.run += 1;
         {
@@ -543,7 +543,8 @@ impl Schedule {
             };
             self.tell(|_| format!("opened: {recovery:?}"));
             let is_sound = recovery.damage.records_lost == 0;
-            if !is_sound && !power_cut && !self.was_faulty {
+            // What a power cut damaged is found again at every start.
+            if !is_sound && self.coverage.power_cuts == 0 && !self.was_faulty {
                 return Err(format!("a crash of the process damaged the log: {recovery:?}"));
             }
             self.coverage.damaged += u64::from(!is_sound);

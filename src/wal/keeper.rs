@@ -24,6 +24,8 @@ pub struct WalKeeper {
     pub(super) checkpoint: CheckpointWriter,
     pub(super) synced_at_ns: Option<u64>,
     pub(super) synced_asides: u64,
+    /// Segments of earlier runs: the process that wrote them may have died before its sync.
+    pub(super) recovered: Vec<(SegmentKind, u64)>,
 }
 
 /// What one step of the keeper did.
@@ -109,6 +111,17 @@ impl WalKeeper {
                 first_error.get_or_insert(e);
             }
         }
+        for (kind, number) in std::mem::take(&mut self.recovered) {
+            // One descriptor at a time, however many segments there are.
+            match self.common.storage.open(&segment_name(kind, number)).and_then(|f| f.sync()) {
+                Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                    self.common.state.lock().failed.push(number);
+                    self.common.sync_failures.fetch_add(1, Ordering::Relaxed);
+                    first_error.get_or_insert(e);
+                }
+                _ => {}
+            }
+        }
         // Unmapped here, by the thread that may take long.
         drop(retired.into_iter().map(|r| r.owner).collect::<Vec<_>>());
         if self.common.state.lock().failed.is_empty() {
@@ -185,6 +198,8 @@ impl WalKeeper {
         let made = file
             .populate(0, bytes)
             .and_then(|()| file.file().sync())
+            // The manifest must never name a file that a power cut can take back.
+            .and_then(|()| storage.sync_dir())
             .and_then(|()| self.publish_manifest());
         if let Err(e) = made {
             let _ = storage.unlink(&name);

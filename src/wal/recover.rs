@@ -14,7 +14,7 @@
 //! | good header, no seal | walked to its end; zeroes behind the last frame are cut off |
 //! | good header, locator without its seal (cut file) | walked; the locator says how many records are gone |
 //! | every byte zero | prepared and never used: removed |
-//! | header area zero, bytes behind it | unfinished: moved to quarantine |
+//! | header area zero, bytes behind it; or a bad header and no byte behind it | unfinished: moved to quarantine |
 //! | newer version | moved to `newer-version/` |
 //! | bad header, wrong name, other kind, other log, other directory, unreadable | moved to quarantine |
 //! | named by the manifest and not there | counted |
@@ -22,10 +22,8 @@
 
 use super::checkpoint::{CheckpointData, Manifest, SLOTS, read_slots};
 use super::cursor::{Cursor, Found};
-use super::format::{
-    HEADER_AREA_BYTES, HeaderVerdict, LocalTopics, Locator, NEWER_DIR, QUARANTINE_DIR,
-    SET_ASIDE_DIR, SegmentHeader, SegmentKind, number_of, pad8, segment_name,
-};
+use super::format::{HEADER_AREA_BYTES, HeaderVerdict, LocalTopics, NEWER_DIR, QUARANTINE_DIR, SET_ASIDE_DIR, SegmentHeader, SegmentKind, number_of, pad8, segment_name};
+use super::seal::{Locator};
 use super::keeper::quarantine_range;
 use super::reader::{SegmentInfo, intern_all, read_seal};
 use super::shared::BadRange;
@@ -238,7 +236,7 @@ impl Recoverer<'_> {
             HeaderVerdict::Good(_) => {
                 self.set_apart(kind, number, "foreign", "its header names another segment");
             }
-            HeaderVerdict::Unused if is_zero(&*file, len)? => {
+            HeaderVerdict::Unused if is_zero(&*file, 0, len)? => {
                 // Prepared and never used, or an empty file: there is nothing to keep.
                 let _ = self.storage.unlink(&name);
             }
@@ -253,6 +251,10 @@ impl Recoverer<'_> {
                     Ok(()) => format!("segment {number:016x}: format version {version}, newer than this program; moved to {NEWER_DIR}/"),
                     Err(e) => format!("segment {number:016x}: format version {version}, newer than this program; left where it is: {e}"),
                 });
+            }
+            HeaderVerdict::Bad if is_zero(&*file, HEADER_AREA_BYTES, len)? => {
+                self.damage.unfinished_tails += 1;
+                self.set_apart(kind, number, "unfinished", "its header was cut off, and no frame follows");
             }
             HeaderVerdict::Bad => {
                 self.set_apart(kind, number, "header", "its header is damaged");
@@ -306,6 +308,9 @@ impl Recoverer<'_> {
         let mut known = self.walk(header, &file)?;
         if let Some(l) = locator {
             known.info.next_frame = known.info.next_frame.max(l.next_frame);
+            if known.info.next_frame > header.first_frame {
+                known.info.last_lsn = known.info.last_lsn.max(Some(l.last_lsn));
+            }
         }
         Ok(known)
     }
@@ -394,7 +399,7 @@ impl Recoverer<'_> {
         let mut begin =
             (LogPosition { segment: header.number, offset: HEADER_AREA_BYTES }, header.first_frame);
         let mut first_lsn = first.first_lsn;
-        if first.first_lsn.is_some_and(|lsn| lsn < watermark) {
+        if header.base_lsn < watermark {
             match self.begin_at(&first.info, watermark) {
                 Ok((position, expect, lsn, counts)) => {
                     begin = (position, expect);
@@ -419,7 +424,6 @@ impl Recoverer<'_> {
                     info.header.number
                 ));
                 to.records += lost;
-                due = info.header.first_frame;
             }
             let here = if info.header.number == begin.0.segment { begin.1 } else { info.header.first_frame };
             to.records += info.next_frame.saturating_sub(here);
@@ -483,9 +487,9 @@ impl Recoverer<'_> {
     }
 }
 
-fn is_zero(file: &dyn StorageFile, len: u64) -> io::Result<bool> {
+/// Whether a file's bytes from `at` on are all zero.
+fn is_zero(file: &dyn StorageFile, mut at: u64, len: u64) -> io::Result<bool> {
     let mut buf = vec![0; len.min(256 << 10) as usize];
-    let mut at = 0;
     while at < len {
         let read = file.read_at(at, &mut buf)?;
         if read == 0 {

@@ -6,11 +6,9 @@
 use forebay_testkit::lines::SEPARATOR;
 use forebay_testkit::process::{Ended, Running};
 use serde_json::Value;
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
-use tempfile::TempDir;
 
 /// The fields of the object that `--json` prints, all of them.
 pub const FIELDS: [&str; 16] = [
@@ -44,14 +42,6 @@ pub fn pipe(brokers: &str, topic: &str, dir: &Path) -> Command {
     command.arg("--key-separator").arg(SEPARATOR.to_string());
     command.arg("--wal-dir").arg(dir);
     command
-}
-
-/// A directory that nobody else can read, as the log wants it.
-pub fn wal_dir() -> TempDir {
-    let dir = tempfile::tempdir().expect("a directory");
-    let mode = std::fs::Permissions::from_mode(0o700);
-    std::fs::set_permissions(dir.path(), mode).expect("its owner may");
-    dir
 }
 
 /// Starts it, gives it `input` and the end of input, and waits for its end.

@@ -3,6 +3,8 @@
 //! They print and assert nothing about time.
 
 use super::*;
+use crate::record::{RecordView, Shape};
+use std::sync::Arc;
 
 /// CPU time so far, in ms, of the threads whose name starts with `prefix` ("" for all).
 fn cpu_ms(prefix: &str) -> u64 {
@@ -121,13 +123,13 @@ fn paced(d: &mut Driver, time: Duration, partitions: i32) -> (u64, u64, u64) {
 #[test]
 #[ignore = "a measurement"]
 fn cpu_healthy_and_frozen() {
-    let time = Duration::from_secs(5);
+    let time = Duration::from_secs(4);
     println!(
         "per second of wall time: CPU ms of the process, of rdk:broker threads; records taken"
     );
     for linger in [0, 5, 20] {
         for (name, silent_ms) in [("cure", 100), ("none", 0)] {
-            let (broker, mut d) = driver(linger, 2, silent_ms, 3);
+            let (broker, mut d) = driver(linger, 1, silent_ms, 3);
             for (phase, rtt_ms) in [("healthy rtt 0", 0), ("healthy rtt 5", 5), ("frozen", 60_000)]
             {
                 broker.round_trip_time(Duration::from_millis(rtt_ms)).unwrap();
@@ -149,7 +151,7 @@ fn cpu_healthy_and_frozen() {
 #[ignore = "a measurement"]
 fn cost_of_pause_and_resume() {
     let (_broker, mut d) = driver(5, 2, 100, 3);
-    let list: Vec<_> = (0..3).map(|p| (std::sync::Arc::<std::ffi::CStr>::from(c"t"), p)).collect();
+    let list: Vec<_> = (0..3).map(|p| (Arc::<std::ffi::CStr>::from(c"t"), p)).collect();
     for count in [1, 3] {
         let mut ns = Vec::new();
         for i in 0..2_000 {

@@ -23,4 +23,5 @@ pub use errors::describe;
 pub use producer::KafkaSink;
 
 #[cfg(test)]
+#[allow(clippy::print_stdout)] // Tests print their counts.
 mod tests;

@@ -56,6 +56,8 @@ pub(super) struct Partition {
     /// The last report, or when the first of what is in flight was handed over.
     heard_ns: u64,
     flow: Flow,
+    /// Tries since the last report.
+    tries: u32,
 }
 
 impl Partition {
@@ -81,6 +83,13 @@ impl Partition {
         self.records = self.records.saturating_sub(1);
         self.bytes = if self.records == 0 { 0 } else { self.bytes.saturating_sub(bytes) };
         self.heard_ns = now_ns;
+        self.tries = 0;
+    }
+
+    /// How long this try lasts. A short one costs little; every eighth is long, so that one
+    /// also succeeds where the threads get their turn late.
+    fn try_ns(&self, limits: &Limits) -> u64 {
+        if self.tries.is_multiple_of(8) { limits.probe_ns * 8 } else { limits.probe_ns }
     }
 
     fn step(&mut self, now_ns: u64, limits: &Limits) -> Option<Step> {
@@ -92,20 +101,21 @@ impl Partition {
             }
             Flow::Running => None,
             // Something was reported since, or nothing is left that could be silent.
-            Flow::Paused { since_ns } if !silent || self.heard_ns > since_ns => {
+            Flow::Paused { since_ns } if !silent || self.heard_ns >= since_ns => {
                 self.flow = Flow::Running;
                 Some(Step::Resume)
             }
             Flow::Paused { since_ns } if now_ns >= since_ns + limits.probe_every_ns => {
+                self.tries += 1;
                 self.flow = Flow::Probing { since_ns: now_ns };
                 Some(Step::Resume)
             }
             Flow::Paused { .. } => None,
-            Flow::Probing { since_ns } if !silent || self.heard_ns > since_ns => {
+            Flow::Probing { since_ns } if !silent || self.heard_ns >= since_ns => {
                 self.flow = Flow::Running;
                 None
             }
-            Flow::Probing { since_ns } if now_ns >= since_ns + limits.probe_ns => {
+            Flow::Probing { since_ns } if now_ns >= since_ns + self.try_ns(limits) => {
                 self.flow = Flow::Paused { since_ns: now_ns };
                 Some(Step::Pause)
             }
@@ -117,6 +127,7 @@ impl Partition {
     fn probe_now(&mut self, now_ns: u64) -> Option<Step> {
         match self.flow {
             Flow::Paused { .. } => {
+                self.tries += 1;
                 self.flow = Flow::Probing { since_ns: now_ns };
                 Some(Step::Resume)
             }

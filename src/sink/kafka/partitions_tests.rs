@@ -153,3 +153,21 @@ fn a_topic_that_shrinks_keeps_open_accounts() {
     p.set_count(2);
     assert_eq!(p.count(), 2);
 }
+
+#[test]
+fn every_eighth_try_is_a_long_one() {
+    let mut p = partitions(1);
+    p.handed_over(0, 10, false, 0);
+    let mut resumed_at = 0;
+    let mut lengths = Vec::new();
+    for now in 0..10_000 {
+        for (_, step) in steps(&mut p, now) {
+            match step {
+                Step::Resume => resumed_at = now,
+                Step::Pause if resumed_at > 0 => lengths.push(now - resumed_at),
+                Step::Pause => {}
+            }
+        }
+    }
+    assert_eq!(lengths[..9], [15, 15, 15, 15, 15, 15, 15, 120, 15]);
+}

@@ -3,10 +3,10 @@
 
 use super::config::{self, KafkaOptions, Partitioner};
 use super::errors::{classify, code};
-use super::instance::{Config, Delivery, Event, Instance, TopicMetadata, partition_of};
-use super::partitions::{Choice, Limits, Step};
+use super::instance::{Config, Delivery, Event, Instance, partition_of};
+use super::partitions::{Choice, Limits};
 use super::topics::{Standing, Topic};
-use super::worker::{Answer, Command, Worker};
+use super::worker::Worker;
 use crate::error::OpenError;
 use crate::record::RecordView;
 use crate::sink::{Opaque, Outcome, ProduceError, Reason, Report, Scope, Sink, SinkState};
@@ -14,6 +14,9 @@ use crate::wake::Waker;
 use std::collections::HashMap;
 use std::ffi::CStr;
 use std::sync::Arc;
+
+mod flow;
+mod life;
 
 const MS: u64 = 1_000_000;
 /// How long an instance that is being replaced may take to report what it has.
@@ -328,212 +331,6 @@ impl KafkaSink {
         self.probe();
         self.metadata_soon(METADATA_TROUBLE_NS);
     }
-
-    /// Resumes whatever is paused, to be tried.
-    fn probe(&mut self) {
-        for topic in &mut self.topics {
-            let name = &topic.c_name;
-            topic.partitions.probe_now(self.now_ns, |p| self.resuming.push((name.clone(), p)));
-        }
-        self.carry_out();
-    }
-
-    /// Pauses what is silent, and resumes what speaks again.
-    fn step_partitions(&mut self) {
-        if (self.outstanding == 0 && self.silent == 0)
-            || !self.pauses
-            || self.now_ns < self.stepped_at_ns + STEP_NS
-        {
-            return;
-        }
-        self.stepped_at_ns = self.now_ns;
-        self.silent = 0;
-        for topic in &mut self.topics {
-            let name = &topic.c_name;
-            topic.partitions.steps(self.now_ns, &self.limits, |partition, step| {
-                let list = match step {
-                    Step::Pause => &mut self.pausing,
-                    Step::Resume => &mut self.resuming,
-                };
-                list.push((name.clone(), partition));
-            });
-            self.silent += topic.partitions.silent();
-        }
-        self.carry_out();
-    }
-
-    /// Both calls wait for librdkafka's main thread, never for Kafka. They come from this
-    /// thread only: of two that overtake each other librdkafka drops one.
-    fn carry_out(&mut self) {
-        if let Phase::Live(instance) | Phase::Draining { instance, .. } = &self.phase {
-            if !self.pausing.is_empty() {
-                instance.pause_resume(&self.pausing, true);
-            }
-            if !self.resuming.is_empty() {
-                instance.pause_resume(&self.resuming, false);
-            }
-        }
-        self.pausing.clear();
-        self.resuming.clear();
-    }
-
-    /// Asks for a rebuild when a partition has been silent for too long. It judges nothing
-    /// else and discards nothing.
-    fn watch(&mut self) {
-        if self.outstanding == 0 || self.fatal.is_some() || !matches!(self.phase, Phase::Live(_)) {
-            return;
-        }
-        let limit_ns = self.stall_ns << self.stall_doublings;
-        if self.stall_doublings > 0 && self.now_ns > self.stalled_at_ns + 4 * limit_ns {
-            self.stall_doublings = 0;
-        }
-        let silences = self.topics.iter().filter_map(|t| {
-            t.partitions.longest_silence().map(|(partition, since)| (since, &t.name, partition))
-        });
-        let Some((since_ns, topic, partition)) = silences.min() else { return };
-        if self.now_ns < since_ns + limit_ns {
-            return;
-        }
-        let seconds = (self.now_ns - since_ns) / (1_000 * MS);
-        let text = format!("stalled: no report from {topic} [{partition}] for {seconds} s");
-        tracing::warn!(target: "forebay::kafka", "the producer needs a rebuild: {text}");
-        self.stalled_at_ns = self.now_ns;
-        self.stall_doublings = (self.stall_doublings + 1).min(STALL_DOUBLINGS_MAX);
-        self.last_error = Some(text.clone());
-        self.fatal = Some((Reason { name: "stalled", code: 0 }, text));
-    }
-
-    fn ask_metadata(&mut self) {
-        let Phase::Live(instance) = &self.phase else { return };
-        if self.metadata_asked || self.now_ns < self.metadata_next_ns {
-            return;
-        }
-        let instance = instance.clone();
-        let generation = self.generation;
-        self.metadata_asked = self.worker.send(Command::Metadata { instance, generation });
-        // If no thread could be had it is tried again later; an answer sets its own time.
-        self.metadata_next_ns = self.now_ns + METADATA_TROUBLE_NS;
-    }
-
-    fn learn(&mut self, topics: Result<Vec<TopicMetadata>, i32>) {
-        match topics {
-            Ok(topics) => {
-                self.connected = true;
-                for metadata in &topics {
-                    if let Some(at) = self.by_name.get(&metadata.name) {
-                        self.topics[*at as usize].learn(metadata, self.now_ns);
-                    }
-                }
-            }
-            Err(error) => {
-                self.connected = false;
-                let reason = classify(error).1;
-                let text = format!("{}: metadata: {}", reason.name, super::describe(error));
-                self.last_error.get_or_insert(text);
-            }
-        }
-        let now_ns = self.now_ns;
-        let waits = self.topics.iter().any(|t| match t.standing {
-            Standing::Asked => true,
-            Standing::Known => false,
-            Standing::Missing { .. } => t.rejects(now_ns, self.grace_ns).is_none(),
-        });
-        let rejects = self.topics.iter().any(|t| matches!(t.standing, Standing::Missing { .. }));
-        let interval_ns = if waits {
-            METADATA_SOON_NS
-        } else if rejects || !self.connected || self.silent > 0 {
-            METADATA_TROUBLE_NS
-        } else {
-            self.metadata_interval_ns
-        };
-        self.metadata_next_ns = now_ns + interval_ns;
-    }
-
-    fn take_answers(&mut self) {
-        loop {
-            match self.worker.answer() {
-                Ok(None) => return,
-                Ok(Some(Answer::Metadata { generation, topics })) => {
-                    self.metadata_asked = false;
-                    if generation == self.generation {
-                        self.learn(topics);
-                    }
-                }
-                Ok(Some(Answer::Built(built))) => self.built(built),
-                Err(_) => {
-                    // Ask again for what was lost.
-                    self.metadata_asked = false;
-                    if matches!(self.phase, Phase::Building) {
-                        self.phase = Phase::Waiting { until_ns: self.now_ns + REBUILD_PAUSE_NS };
-                    }
-                }
-            }
-        }
-    }
-
-    fn built(&mut self, built: Result<Instance, String>) {
-        match built {
-            Ok(instance) if matches!(self.phase, Phase::Building) => {
-                self.phase = Phase::Live(Arc::new(instance));
-                self.generation += 1;
-                self.rebuilt_at_ns = self.now_ns;
-                for at in 0..self.topics.len() {
-                    self.open_topic(at);
-                }
-                self.metadata_next_ns = self.now_ns;
-            }
-            // Nobody wants it any more.
-            Ok(instance) => {
-                self.worker.send(Command::Destroy(Arc::new(instance)));
-            }
-            Err(text) => {
-                self.last_error = Some(format!("rebuild: {text}"));
-                self.phase = Phase::Waiting { until_ns: self.now_ns + self.next_pause() };
-            }
-        }
-    }
-
-    /// How long to wait before the next rebuild.
-    fn next_pause(&mut self) -> u64 {
-        let pause = self.rebuild_pause_ns;
-        self.rebuild_pause_ns = (pause * 2).min(REBUILD_PAUSE_MAX_NS);
-        pause
-    }
-
-    fn advance(&mut self) {
-        match self.phase {
-            Phase::Draining { until_ns, .. }
-                if self.outstanding == 0 || self.now_ns >= until_ns =>
-            {
-                self.give_up_instance();
-                let until_ns = self.now_ns + self.next_pause();
-                self.phase = Phase::Waiting { until_ns };
-            }
-            Phase::Waiting { until_ns } if self.now_ns >= until_ns => {
-                self.phase = if self.worker.send(Command::Build) {
-                    Phase::Building
-                } else {
-                    Phase::Waiting { until_ns: self.now_ns + REBUILD_PAUSE_NS }
-                };
-            }
-            _ => {}
-        }
-    }
-
-    /// Hands the instance to the worker, which destroys it. Handles go first: the last
-    /// reference to the instance must not be dropped here.
-    fn give_up_instance(&mut self) {
-        self.by_handle.clear();
-        for topic in &mut self.topics {
-            topic.forget();
-        }
-        self.outstanding = 0;
-        self.silent = 0;
-        let phase = std::mem::replace(&mut self.phase, Phase::Closed);
-        if let Phase::Live(instance) | Phase::Draining { instance, .. } = phase {
-            self.worker.send(Command::Destroy(instance));
-        }
-    }
 }
 
 impl Sink for KafkaSink {
@@ -625,7 +422,7 @@ impl Sink for KafkaSink {
 
     fn hurry(&mut self) {
         let Some(instance) = self.instance() else { return };
-        if self.now_ns < self.hurried_at_ns + HURRY_NS && self.hurried_at_ns > 0 {
+        if self.now_ns < self.hurried_at_ns + HURRY_NS {
             return;
         }
         instance.wake_brokers();

@@ -3,184 +3,18 @@
 use super::*;
 use crate::clock::{Clock, SystemClock};
 use crate::error::OpenError;
-use crate::record::{ANY_PARTITION, Header, RecordView, Shape};
 use crate::sink::embedded::EmbeddedBroker;
-use crate::sink::{Opaque, Outcome, ProduceError, Report, Scope, Sink};
-use crate::topics::TopicTable;
+use crate::sink::{Opaque, Outcome, ProduceError, Scope, Sink};
 use crate::wake::Waker;
-use rdkafka::consumer::{BaseConsumer, Consumer};
-use rdkafka::message::Headers as _;
+use rdkafka::ClientConfig;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
 use rdkafka::types::RDKafkaRespErr;
-use rdkafka::{ClientConfig, Message, Offset, TopicPartitionList};
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-/// What a test sends.
-#[derive(Clone, Debug)]
-struct Rec {
-    partition: i32,
-    timestamp_ms: i64,
-    key: Option<Vec<u8>>,
-    value: Option<Vec<u8>>,
-    headers: Vec<(String, Option<Vec<u8>>)>,
-}
-
-impl Rec {
-    fn new(value: impl Into<Vec<u8>>) -> Self {
-        let value = Some(value.into());
-        Rec { partition: ANY_PARTITION, timestamp_ms: 1_000, key: None, value, headers: Vec::new() }
-    }
-
-    fn key(mut self, key: impl Into<Vec<u8>>) -> Self {
-        self.key = Some(key.into());
-        self
-    }
-
-    fn to(mut self, partition: i32) -> Self {
-        self.partition = partition;
-        self
-    }
-}
-
-/// Drives a sink as the flusher does.
-struct Driver {
-    sink: KafkaSink,
-    waker: Waker,
-    names: TopicTable,
-    reports: Vec<Report>,
-    next: u64,
-}
-
-impl Driver {
-    fn new(options: KafkaOptions) -> Self {
-        let waker = Waker::new().unwrap();
-        let sink = KafkaSink::new(options, waker.clone()).unwrap();
-        let names = TopicTable::default();
-        Driver { sink, waker, names, reports: Vec::new(), next: 0 }
-    }
-
-    fn look(&mut self) {
-        self.sink.serve(SystemClock.now_ns(), &mut self.reports);
-    }
-
-    fn wait(&mut self) {
-        let within = self.sink.next_deadline_ns(SystemClock.now_ns()).unwrap_or(5_000_000);
-        self.waker.wait(within.min(5_000_000));
-        self.look();
-    }
-
-    fn offer(&mut self, topic: &str, rec: &Rec) -> Result<u64, ProduceError> {
-        let mut body = Vec::new();
-        for (name, value) in &rec.headers {
-            let header = Header { name, value: value.as_deref() };
-            let at = body.len();
-            body.resize(at + header.encoded_len(), 0);
-            header.encode(&mut body[at..]);
-        }
-        let shape = Shape {
-            headers_len: body.len() as u32,
-            key_len: rec.key.as_ref().map(|k| k.len() as u32),
-            value_len: rec.value.as_ref().map(|v| v.len() as u32),
-        };
-        body.extend_from_slice(rec.key.as_deref().unwrap_or_default());
-        body.extend_from_slice(rec.value.as_deref().unwrap_or_default());
-        let view = RecordView {
-            topic: self.names.intern(topic),
-            partition: rec.partition,
-            timestamp_ms: rec.timestamp_ms,
-            shape,
-            body: &body,
-        };
-        self.sink.produce(topic, &view, Opaque(self.next))?;
-        self.next += 1;
-        Ok(self.next - 1)
-    }
-
-    /// Offers a record until it is taken or refused for good.
-    fn send(&mut self, topic: &str, rec: &Rec) -> Result<u64, ProduceError> {
-        let until = Instant::now() + Duration::from_secs(20);
-        loop {
-            match self.offer(topic, rec) {
-                Err(ProduceError::Busy) if Instant::now() < until => self.wait(),
-                other => return other,
-            }
-        }
-    }
-
-    fn until(&mut self, what: &str, mut done: impl FnMut(&Self) -> bool) {
-        let until = Instant::now() + Duration::from_secs(20);
-        while !done(self) {
-            assert!(Instant::now() < until, "not in 20 s: {what}; {:?}", self.sink);
-            self.wait();
-        }
-    }
-
-    fn look_for(&mut self, time: Duration) {
-        let until = Instant::now() + time;
-        while Instant::now() < until {
-            self.wait();
-        }
-    }
-
-    /// Every record handed over was reported delivered, once.
-    fn assert_all_delivered_once(&self) {
-        let mut seen = vec![0u32; self.next as usize];
-        for report in &self.reports {
-            assert_eq!(report.outcome, Outcome::Delivered);
-            seen[report.opaque.0 as usize] += 1;
-        }
-        assert!(seen.iter().all(|n| *n == 1), "lost or doubled: {:?}", self.sink);
-        println!("{} records handed over, {} reports, each once", self.next, self.reports.len());
-    }
-}
-
-#[derive(Debug, PartialEq, Eq, Clone)]
-struct Got {
-    partition: i32,
-    timestamp_ms: Option<i64>,
-    key: Option<Vec<u8>>,
-    value: Option<Vec<u8>>,
-    headers: Vec<(String, Option<Vec<u8>>)>,
-}
-
-/// Reads `count` records with a consumer that knows nothing of the sink.
-fn read(brokers: &str, topic: &str, partitions: i32, count: usize) -> Vec<Got> {
-    let consumer: BaseConsumer = ClientConfig::new()
-        .set("bootstrap.servers", brokers)
-        .set("group.id", "test")
-        .create()
-        .unwrap();
-    let mut list = TopicPartitionList::new();
-    for partition in 0..partitions {
-        list.add_partition_offset(topic, partition, Offset::Beginning).unwrap();
-    }
-    consumer.assign(&list).unwrap();
-    let until = Instant::now() + Duration::from_secs(20);
-    let mut all = Vec::new();
-    while all.len() < count && Instant::now() < until {
-        if let Some(Ok(m)) = consumer.poll(Duration::from_millis(100)) {
-            let headers = m.headers().map_or(Vec::new(), |h| {
-                h.iter().map(|h| (h.key.to_owned(), h.value.map(<[u8]>::to_vec))).collect()
-            });
-            all.push(Got {
-                partition: m.partition(),
-                timestamp_ms: m.timestamp().to_millis(),
-                key: m.key().map(<[u8]>::to_vec),
-                value: m.payload().map(<[u8]>::to_vec),
-                headers,
-            });
-        }
-    }
-    assert_eq!(all.len(), count);
-    all
-}
-
-fn cluster(topic: &str, partitions: i32) -> EmbeddedBroker {
-    let broker = EmbeddedBroker::new(1).unwrap();
-    broker.create_topic(topic, partitions).unwrap();
-    broker
-}
+#[path = "tests_driver.rs"]
+mod driver;
+use driver::{Driver, Rec, cluster, read};
 
 #[test]
 fn a_record_arrives_whole_and_null_differs_from_empty() {
@@ -304,17 +138,27 @@ fn through_an_outage(begin: impl Fn(&EmbeddedBroker), end: impl Fn(&EmbeddedBrok
     send(&mut d, 0, 3_000);
     d.until("healthy", |d| d.reports.len() == 3_000);
     begin(&broker);
-    send(&mut d, 3_000, 6_000);
+    // A silent partition is soon paused and takes no more.
+    let mut sent = 3_000u32;
+    while sent < 6_000 {
+        match d.offer("t", &Rec::new(sent.to_string()).to((sent % 3) as i32)) {
+            Ok(_) => sent += 1,
+            Err(error) => {
+                println!("at {sent}: {error:?}");
+                break;
+            }
+        }
+    }
     d.look_for(Duration::from_millis(1_500));
     let state = d.sink.state();
-    println!("in the outage: {state:?}, {} reports", d.reports.len());
-    assert!(d.reports.len() < 6_000);
+    println!("in the outage: {state:?}, {sent} sent, {} reports", d.reports.len());
+    assert!(d.reports.len() < sent as usize);
     assert!(state.paused_partitions > 0);
     let ended = Instant::now();
     end(&broker);
-    d.until("reports after the outage", |d| d.reports.len() == 6_000);
+    d.until("reports after the outage", |d| d.reports.len() == sent as usize);
     println!("all reported {} ms after its end", ended.elapsed().as_millis());
-    send(&mut d, 6_000, 9_000);
+    send(&mut d, sent, 9_000);
     d.until("the rest", |d| d.reports.len() == 9_000);
     d.assert_all_delivered_once();
     d.look();
@@ -340,6 +184,48 @@ fn a_frozen_broker_is_paused_and_goes_on() {
 #[test]
 fn a_dead_broker_is_paused_and_goes_on() {
     through_an_outage(|b| b.down().unwrap(), |b| b.up().unwrap());
+}
+
+#[test]
+fn pausing_all_the_time_loses_nothing_and_keeps_the_order() {
+    let broker = cluster("t", 3);
+    broker.round_trip_time(Duration::from_millis(8)).unwrap();
+    let mut options = KafkaOptions::new(broker.brokers());
+    options.silent_ms = 2;
+    options.linger_ms = 0;
+    let mut d = Driver::new(options);
+    let mut pauses = 0;
+    for i in 0..6_000u32 {
+        d.send("t", &Rec::new(i.to_string()).to((i % 3) as i32)).unwrap();
+        if i % 100 == 99 {
+            d.look_for(Duration::from_millis(5));
+            pauses += d.sink.state().paused_partitions;
+        }
+    }
+    d.until("all reported", |d| d.reports.len() == 6_000);
+    d.assert_all_delivered_once();
+    println!("paused partitions seen, summed over looks: {pauses}");
+    assert!(pauses > 0);
+    let mut last = [-1i64; 3];
+    for g in read(&broker.brokers(), "t", 3, 6_000) {
+        let n: i64 = String::from_utf8(g.value.unwrap()).unwrap().parse().unwrap();
+        assert!(n > last[g.partition as usize], "out of order or doubled: {n}");
+        last[g.partition as usize] = n;
+    }
+}
+
+#[test]
+fn what_librdkafka_retries_is_delivered_in_the_end() {
+    let broker = cluster("t", 1);
+    let mut d = Driver::new(KafkaOptions::new(broker.brokers()));
+    d.send("t", &Rec::new("first")).unwrap();
+    d.until("first", |d| d.reports.len() == 1);
+    broker.fail_produce(&[RDKafkaRespErr::RD_KAFKA_RESP_ERR_NOT_ENOUGH_REPLICAS; 4]);
+    let began = Instant::now();
+    d.send("t", &Rec::new("second")).unwrap();
+    d.until("second", |d| d.reports.len() == 2);
+    println!("delivered at the fifth try, after {} ms", began.elapsed().as_millis());
+    d.assert_all_delivered_once();
 }
 
 #[test]

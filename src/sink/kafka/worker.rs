@@ -15,9 +15,14 @@ const METADATA_TIMEOUT_MS: i32 = 1_000;
 
 /// What the thread is asked to do.
 pub(super) enum Command {
-    Metadata { instance: Arc<Instance>, generation: u64 },
+    Metadata {
+        instance: Arc<Instance>,
+        generation: u64,
+    },
     Build,
     Destroy(Arc<Instance>),
+    /// Takes the answers' end away, so that an instance in it is dropped by the thread.
+    End(Receiver<Answer>),
 }
 
 /// What it answers. Answers of an older generation are stale.
@@ -81,7 +86,9 @@ impl Worker {
 
     /// Lets the thread end when it has done what it was asked. Doesn't wait for it.
     pub fn end(&mut self) {
-        self.ends = None;
+        if let Some((commands, answers)) = self.ends.take() {
+            let _ = commands.send(Command::End(answers));
+        }
     }
 }
 
@@ -114,6 +121,10 @@ fn serve(inbox: &Receiver<Command>, outbox: &Sender<Answer>, config: &Config, wa
             Command::Destroy(instance) => {
                 destroy(instance);
                 continue;
+            }
+            Command::End(answers) => {
+                drop(answers);
+                return;
             }
         };
         // Nobody listens any more when the sink is closed.

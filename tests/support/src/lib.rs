@@ -22,6 +22,7 @@ pub use broker::{Kafka, KafkaOptions, dead_port};
 pub use oracle::{Consumed, Oracle};
 
 use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
 
 /// Prints one line past the test harness's capture, so that figures and skips are seen in a
 /// plain `cargo test`.
@@ -34,6 +35,13 @@ pub fn say(line: &str) {
 /// that measure, or that load both cores, hold it.
 pub fn heavy() -> std::fs::File {
     home::lock_file("heavy.lock").expect("a lock file under target/kafka")
+}
+
+/// A directory that nobody else can read, as a log wants it.
+#[must_use]
+pub fn private_dir() -> tempfile::TempDir {
+    let mode = std::fs::Permissions::from_mode(0o700);
+    tempfile::Builder::new().permissions(mode).tempdir().expect("a directory")
 }
 
 /// A number that differs from run to run, printed by the tests that draw from it:
