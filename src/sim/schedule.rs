@@ -120,10 +120,12 @@ pub(super) struct Schedule {
     outside: Arc<Mutex<Outside>>,
     run: u8,
     crashes_left: u32,
-    /// When the last look ended.
+    /// When the last look came that found the log willing.
     looked_ns: u64,
     /// Everything accepted until then is final or in the log, whatever crashes.
     journal_safe_ns: u64,
+    /// Looks of this process.
+    looks: u32,
     /// The same against a power cut.
     power_safe_ns: u64,
     synced_ns: Option<u64>,
@@ -152,6 +154,7 @@ impl Schedule {
     ) -> Result<(), Violation> {
         let mut schedule = Schedule::new(seed)?;
         schedule.aloud = aloud;
+        schedule.outside.lock().aloud = aloud;
         schedule.tell(|s| format!("{:?}", s.setup));
         let steps = 20 + schedule.rng.below(60);
         for _ in 0..steps {
@@ -193,6 +196,7 @@ impl Schedule {
             delivered: 0,
             given_up: 0,
             violation: None,
+            aloud: false,
         }));
         let now_ns = 1_000 * MS;
         clock.set(now_ns);
@@ -210,8 +214,9 @@ impl Schedule {
             outside,
             run: 0,
             crashes_left,
-            looked_ns: now_ns,
+            looked_ns: 0,
             journal_safe_ns: 0,
+            looks: 0,
             power_safe_ns: 0,
             synced_ns: None,
             faulty: false,
@@ -329,11 +334,11 @@ impl Schedule {
     fn look(&mut self) -> Result<(), Violation> {
         self.process.flusher.look(self.now_ns);
         self.coverage.looks += 1;
+        self.looks += 1;
         if self.disk.crashed() {
             self.coverage.crashes_in_a_write += 1;
             return self.crash();
         }
-        self.looked_ns = self.now_ns;
         let stats = self.process.stats();
         if self.aloud && stats.books != self.told {
             self.told = stats.books;
@@ -343,6 +348,7 @@ impl Schedule {
         if self.log_is_willing()
             && let Some(window) = self.setup.timing.loss_window_ns
         {
+            self.looked_ns = self.now_ns;
             let safe = if window == 0 { self.now_ns } else { self.now_ns.saturating_sub(window) };
             self.journal_safe_ns = self.journal_safe_ns.max(safe);
             if stats.states.exposed {
@@ -479,7 +485,7 @@ impl Schedule {
         self.crashes_left = self.crashes_left.saturating_sub(1);
         let power_cut = self.rng.one_in(3);
         let finals = self.finals();
-        let on_time = self.now_ns - self.looked_ns <= ON_TIME_NS && self.log_is_willing();
+        let on_time = self.now_ns - self.looked_ns <= ON_TIME_NS;
         let window = self.setup.timing.loss_window_ns.filter(|w| *w > 0);
         let mut safe_until = self.journal_safe_ns;
         if let Some(window) = window.filter(|_| on_time) {
@@ -531,7 +537,8 @@ impl Schedule {
         }
         self.now_ns += (1 + self.rng.below(50)) * MS;
         self.clock.set(self.now_ns);
-        self.looked_ns = self.now_ns;
+        self.looked_ns = 0;
+        self.looks = 0;
         loop {
             let salt = self.rng.next();
             let opened =
@@ -603,7 +610,7 @@ impl Schedule {
     /// The world is well again: everything that may not be lost arrives.
     fn drain(&mut self) -> Result<(), Violation> {
         self.crashes_left = 0;
-        for look in 0..DRAIN_LOOKS {
+        for _ in 0..DRAIN_LOOKS {
             self.faulty = false;
             self.disk.set_faults(None);
             self.disk.set_capacity(None);
@@ -624,7 +631,7 @@ impl Schedule {
             let books = self.process.stats().books;
             let outside = self.outside.lock();
             let is_quiet = outside.brokers.outstanding() == 0 && !outside.rebuilding;
-            if look > 2 && books.in_lanes + books.in_flight + books.in_wal == 0 && is_quiet {
+            if self.looks > 2 && books.in_lanes + books.in_flight + books.in_wal == 0 && is_quiet {
                 drop(outside);
                 return self.finish();
             }

@@ -71,6 +71,8 @@ pub(super) struct Outside {
     pub(super) delivered: u64,
     pub(super) given_up: u64,
     pub(super) violation: Option<Violation>,
+    /// Tells what is handed over and reported.
+    pub(super) aloud: bool,
 }
 
 impl Outside {
@@ -127,9 +129,15 @@ impl Sink for SimSink {
         }
         let is_denied = o.denied_topic == Some(expected.topic());
         if is_denied || (expected.poison && o.rng.one_in(2)) {
+            if o.aloud {
+                println!("               rejected {} of {opaque:?}", expected.id);
+            }
             o.checker.refused(expected.id);
             o.given_up += 1;
             return Err(rejected(if is_denied { Scope::Topic } else { Scope::Record }));
+        }
+        if o.aloud {
+            println!("               handed {} as {opaque:?}", expected.id);
         }
         o.brokers.hand(expected.partition, expected.id, opaque);
         Ok(())
@@ -142,6 +150,9 @@ impl Sink for SimSink {
         for p in (first..PARTITIONS).chain(0..first) {
             while o.brokers.has_report(p) && !o.rng.one_in(4) {
                 let Some(report) = o.brokers.report(p, &mut o.checker) else { break };
+                if o.aloud {
+                    println!("               {report:?}");
+                }
                 match report.outcome {
                     Outcome::Delivered => o.delivered += 1,
                     Outcome::Failed { scope: Scope::Record | Scope::Topic | Scope::Batch, .. } => {
