@@ -319,6 +319,7 @@ impl Schedule {
             if !self.was_faulty {
                 // The checkpoint of this turn is stored after the sync.
                 self.finals_synced = self.finals_stored;
+                self.tell(|s| format!("synced, {} final stored", s.finals_synced));
                 self.power_safe_ns = self.journal_safe_ns;
             }
         }
