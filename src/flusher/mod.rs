@@ -90,6 +90,8 @@ pub(crate) struct Flusher {
     flush_seen: u64,
     names: Vec<Arc<str>>,
     lane_stalled: bool,
+    /// The sink's state knows of every topic announced; it is to be published.
+    announced: bool,
     rebuilding: bool,
     instance_broken: Option<String>,
     close: Option<u64>,
@@ -218,6 +220,7 @@ impl Flusher {
             flush_seen: 0,
             names: Vec::new(),
             lane_stalled: false,
+            announced: false,
             rebuilding: false,
             instance_broken: None,
             close: None,
@@ -226,6 +229,12 @@ impl Flusher {
             changed: true,
             figures,
         }
+    }
+
+    /// Switches rules of the sequence off, to see that the simulator's checker notices.
+    #[cfg(test)]
+    pub(crate) fn break_rules(&mut self, broken: crate::sequence::Broken) {
+        self.seq.broken = broken;
     }
 
     /// One turn at `now_ns`.
@@ -346,10 +355,14 @@ impl Flusher {
         if self.close.is_none() {
             self.close = self.shared.close_deadline_ns();
         }
-        if self.shared.announced.swap(false, crate::sync::Ordering::AcqRel) {
-            for topic in self.shared.announce.lock().drain(..) {
+        if self.shared.announced.load(crate::sync::Ordering::Acquire) {
+            let topics = std::mem::take(&mut *self.shared.announce.lock());
+            for topic in topics {
                 self.sink.announce(&topic);
             }
+            self.ask_sink(self.last_look_ns);
+            self.announced = true;
+            self.changed = true;
         }
         self.shared.take_hurry()
     }

@@ -51,6 +51,19 @@ impl Wal {
             }
         };
         let recovery = opened.recovery;
+        if options.wal_bytes_max.is_none()
+            && wal_bytes_max < 2 * options.segment_bytes
+            && recovery.records == 0
+        {
+            return Err(OpenError::Io {
+                what: format!(
+                    "the log may take {wal_bytes_max} bytes, half of what is free, and two \
+                     segments need {}; free more, or set wal_max_bytes and segment_bytes",
+                    2 * options.segment_bytes
+                ),
+                source: rustix::io::Errno::NOSPC.into(),
+            });
+        }
         let recovered = opened.live.iter().map(|(number, (kind, _))| (*kind, *number)).collect();
         let synced_below = recovery.first_lsn.unwrap_or(recovery.next_lsn).0;
         let common = Arc::new(Common {
