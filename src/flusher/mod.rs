@@ -231,6 +231,12 @@ impl Flusher {
         }
     }
 
+    /// Switches rules of the sequence off, to see that the simulator's checker notices.
+    #[cfg(test)]
+    pub(crate) fn break_rules(&mut self, broken: crate::sequence::Broken) {
+        self.seq.broken = broken;
+    }
+
     /// One turn at `now_ns`.
     pub(crate) fn look(&mut self, now_ns: u64) -> Looked {
         self.begin(now_ns);

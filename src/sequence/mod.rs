@@ -29,6 +29,8 @@ mod inflight;
 pub mod policy;
 
 pub use books::{Books, Counts, TopicBooks};
+#[cfg(test)]
+pub(crate) use cursors::Broken;
 pub use cursors::{
     Backlog, End, Finished, Journal, Limits, Next, Popped, Sequence, Source, Verdict,
 };

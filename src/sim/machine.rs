@@ -10,6 +10,7 @@ use crate::keeper::{Keeper, KeeperLink};
 use crate::lane::{LaneOptions, OutRecord};
 use crate::receipt::Receipts;
 use crate::record::TopicId;
+use crate::sequence::Broken;
 use crate::sequence::policy::Timing;
 use crate::shared::Shared;
 use crate::stats::Stats;
@@ -49,6 +50,8 @@ pub(super) struct Setup {
     pub(super) segment_bytes: u64,
     pub(super) sync_interval_ns: u64,
     pub(super) lane_slots: usize,
+    /// Rules that are switched off.
+    pub(super) broken: Broken,
 }
 
 pub(super) const LANES: usize = 2;
@@ -119,7 +122,7 @@ impl Process {
         let (lanes, drain) = crate::lane::Lanes::new(&lanes).map_err(|e| e.to_string())?;
         let receipts = Arc::new(Receipts::new(4));
         let shared = Arc::new(Shared::new(lanes, topics, receipts, waker));
-        let flusher = Flusher::new(Parts {
+        let mut flusher = Flusher::new(Parts {
             drain,
             sink: Box::new(SimSink { outside: outside.clone() }),
             wal,
@@ -133,6 +136,7 @@ impl Process {
             lane_slots: setup.lane_slots as u64,
             memory_bytes: 0,
         });
+        flusher.break_rules(setup.broken);
         Ok(Some((Process { flusher, keeper, shared, topics: ids }, recovery)))
     }
 

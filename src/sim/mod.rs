@@ -8,6 +8,7 @@
 
 pub(crate) mod brokers;
 pub(crate) mod checker;
+mod coverage;
 mod machine;
 mod rng;
 mod schedule;

@@ -1,113 +1,32 @@
 //! Owns one schedule: what happens, in which order, all drawn from one seed, and what must hold
 //! after every step.
 
+mod crash;
+mod verdict;
+
 use super::brokers::{Brokers, Refusal};
 use super::checker::{Checker, Id, Violation};
+use super::coverage::Coverage;
 use super::machine::{LANES, Process, Setup, SimClock};
 use super::rng::Rng;
 use super::sink::{Expected, Outside, PARTITIONS};
 use crate::report::Scope;
+use crate::sequence::Broken;
 use crate::sequence::policy::Timing;
-use crate::stats::{BookTotals, Stats};
+use crate::stats::BookTotals;
 use crate::wal::{MemoryStorage, StorageOp};
 use parking_lot::Mutex;
 use std::io;
 use std::sync::Arc;
 
 const MS: u64 = 1_000_000;
-const THREADS: usize = 3;
+/// More than there are lanes: two of them share one.
+const THREADS: usize = LANES + 1;
 /// A look that comes no later than this is on time: the policy's margin covers it.
 const ON_TIME_NS: u64 = 20 * MS;
 const DRAIN_LOOKS: u32 = 2_000;
 
-/// How many schedules met what. A clean run that met nothing proves nothing.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Coverage {
-    pub(super) schedules: u64,
-    pub(super) records: u64,
-    pub(super) refused_full: u64,
-    pub(super) looks: u64,
-    pub(super) process_crashes: u64,
-    pub(super) power_cuts: u64,
-    pub(super) crashes_in_a_write: u64,
-    pub(super) crashes_in_open: u64,
-    pub(super) rebuilds: u64,
-    pub(super) spilled: u64,
-    pub(super) replayed: u64,
-    pub(super) recovered: u64,
-    pub(super) set_aside: u64,
-    pub(super) dropped: u64,
-    pub(super) damaged: u64,
-    pub(super) late_appends: u64,
-    pub(super) late_survivors: u64,
-    pub(super) reordered: u64,
-    pub(super) duplicates: u64,
-    pub(super) lost: u64,
-    pub(super) disk_faults: u64,
-    pub(super) append_failures: u64,
-    pub(super) exposed: u64,
-    pub(super) flushes_done: u64,
-}
-
-impl Coverage {
-    fn add(&mut self, more: &Coverage) {
-        self.schedules += more.schedules;
-        self.records += more.records;
-        self.refused_full += more.refused_full;
-        self.looks += more.looks;
-        self.process_crashes += more.process_crashes;
-        self.power_cuts += more.power_cuts;
-        self.crashes_in_a_write += more.crashes_in_a_write;
-        self.crashes_in_open += more.crashes_in_open;
-        self.rebuilds += more.rebuilds;
-        self.spilled += more.spilled;
-        self.replayed += more.replayed;
-        self.recovered += more.recovered;
-        self.set_aside += more.set_aside;
-        self.dropped += more.dropped;
-        self.damaged += more.damaged;
-        self.late_appends += more.late_appends;
-        self.late_survivors += more.late_survivors;
-        self.reordered += more.reordered;
-        self.duplicates += more.duplicates;
-        self.lost += more.lost;
-        self.disk_faults += more.disk_faults;
-        self.append_failures += more.append_failures;
-        self.exposed += more.exposed;
-        self.flushes_done += more.flushes_done;
-    }
-
-    pub(super) fn each(&self) -> Vec<(&'static str, u64)> {
-        vec![
-            ("schedules", self.schedules),
-            ("records", self.records),
-            ("refused_full", self.refused_full),
-            ("looks", self.looks),
-            ("process_crashes", self.process_crashes),
-            ("power_cuts", self.power_cuts),
-            ("crashes_in_a_write", self.crashes_in_a_write),
-            ("crashes_in_open", self.crashes_in_open),
-            ("rebuilds", self.rebuilds),
-            ("spilled", self.spilled),
-            ("replayed", self.replayed),
-            ("recovered", self.recovered),
-            ("set_aside", self.set_aside),
-            ("dropped", self.dropped),
-            ("damaged", self.damaged),
-            ("late_appends", self.late_appends),
-            ("late_survivors", self.late_survivors),
-            ("reordered", self.reordered),
-            ("duplicates", self.duplicates),
-            ("lost", self.lost),
-            ("disk_faults", self.disk_faults),
-            ("append_failures", self.append_failures),
-            ("exposed", self.exposed),
-            ("flushes_done", self.flushes_done),
-        ]
-    }
-}
-
-/// Which rooms a schedule may meet; the rest is drawn.
+/// One schedule under way.
 pub(super) struct Schedule {
     rng: Rng,
     setup: Setup,
@@ -151,8 +70,9 @@ impl Schedule {
         seed: u64,
         coverage: &mut Coverage,
         aloud: bool,
+        broken: Broken,
     ) -> Result<(), Violation> {
-        let mut schedule = Schedule::new(seed)?;
+        let mut schedule = Schedule::new(seed, broken)?;
         schedule.aloud = aloud;
         schedule.outside.lock().aloud = aloud;
         schedule.tell(|s| format!("{:?}", s.setup));
@@ -165,7 +85,7 @@ impl Schedule {
         Ok(())
     }
 
-    fn new(seed: u64) -> Result<Self, Violation> {
+    fn new(seed: u64, broken: Broken) -> Result<Self, Violation> {
         let mut rng = Rng::new(seed);
         let with_log = !rng.one_in(10);
         let tight = rng.one_in(6);
@@ -174,13 +94,16 @@ impl Schedule {
                 flush_interval_ns: rng.pick(&[2, 20, 60]) * MS,
                 flush_records: rng.pick(&[1, 4, 100]),
                 flush_bytes: 1 << 20,
-                loss_window_ns: rng.pick(&[Some(0), Some(60), Some(60), Some(200), None]).map(|w| w * MS),
+                loss_window_ns: rng
+                    .pick(&[Some(0), Some(60), Some(60), Some(200), None])
+                    .map(|w| w * MS),
             },
             in_flight_max_records: rng.pick(&[1, 2, 3, 5, 16]),
             with_log,
             segment_bytes: if tight { 4096 } else { 16384 },
             sync_interval_ns: 30 * MS,
             lane_slots: rng.pick(&[8, 16, 32]),
+            broken,
         };
         let disk = MemoryStorage::new();
         let clock = Arc::new(SimClock::default());
@@ -288,7 +211,6 @@ impl Schedule {
                 Err(_) => self.coverage.refused_full += 1,
             }
         }
-        debug_assert!(LANES < THREADS, "two threads share a lane");
     }
 
     /// Time passes; the keeper takes a turn; the flusher looks.
@@ -478,182 +400,6 @@ impl Schedule {
         if self.crashes_left > 0 && self.setup.with_log {
             self.disk.crash_at(self.disk.ops() + self.rng.below(40));
         }
-    }
-
-    // ---- crashes -------------------------------------------------------------------------
-
-    fn crash(&mut self) -> Result<(), Violation> {
-        self.crashes_left = self.crashes_left.saturating_sub(1);
-        let power_cut = self.rng.one_in(3);
-        let finals = self.finals();
-        let on_time = self.now_ns - self.looked_ns <= ON_TIME_NS;
-        let window = self.setup.timing.loss_window_ns.filter(|w| *w > 0);
-        let mut safe_until = self.journal_safe_ns;
-        if let Some(window) = window.filter(|_| on_time) {
-            safe_until = safe_until.max(self.now_ns - window);
-        }
-        self.tell(|s| {
-            let what = if power_cut { "power cut" } else { "crash" };
-            format!("{what}: safe until {} and {} ms", safe_until / MS, s.power_safe_ns / MS)
-        });
-        let stored = if power_cut { self.finals_synced } else { self.finals_stored };
-        let bound = 2 * self.setup.in_flight_max_records as u64 + finals - stored;
-        {
-            let mut outside = self.outside.lock();
-            outside.checker.allow_duplicates(bound as u32);
-            let safe_until = if power_cut { self.power_safe_ns } else { safe_until };
-            outside.checker.crashed(safe_until, power_cut);
-        }
-        self.journal_safe_ns = if power_cut { self.power_safe_ns } else { safe_until };
-        self.disk = if power_cut {
-            self.coverage.power_cuts += 1;
-            self.disk.power_cut_image(self.rng.next())
-        } else {
-            self.coverage.process_crashes += 1;
-            self.disk.process_crash_image()
-        };
-        self.finals_before = finals;
-        self.reopen()
-    }
-
-    fn reopen(&mut self) -> Result<(), Violation> {
-        self.note_books();
-        self.run += 1;
-        {
-            let mut outside = self.outside.lock();
-            let run = self.run;
-            let Outside { brokers, checker, .. } = &mut *outside;
-            brokers.replace(run, checker);
-            outside.rebuilding = false;
-            outside.delivered = 0;
-            outside.given_up = 0;
-        }
-        self.faulty = false;
-        self.synced_ns = None;
-        self.accepted = 0;
-        self.flushes.clear();
-        self.disk.set_capacity(None);
-        if self.rng.one_in(8) {
-            self.disk.crash_at(self.rng.below(12));
-        }
-        self.now_ns += (1 + self.rng.below(50)) * MS;
-        self.clock.set(self.now_ns);
-        self.looked_ns = 0;
-        self.looks = 0;
-        loop {
-            let salt = self.rng.next();
-            let opened =
-                Process::open(&self.setup, &self.disk, &self.outside, &self.clock, salt)?;
-            let Some((process, recovery)) = opened else {
-                self.coverage.crashes_in_open += 1;
-                self.disk = self.disk.process_crash_image();
-                continue;
-            };
-            self.tell(|_| format!("opened: {recovery:?}"));
-            let is_sound = recovery.damage.records_lost == 0;
-            // What a power cut damaged is found again at every start.
-            if !is_sound && self.coverage.power_cuts == 0 && !self.was_faulty {
-                return Err(format!("a crash of the process damaged the log: {recovery:?}"));
-            }
-            self.coverage.damaged += u64::from(!is_sound);
-            self.process = process;
-            return Ok(());
-        }
-    }
-
-    // ---- what must hold ------------------------------------------------------------------
-
-    fn check(&mut self, stats: &Stats) -> Result<(), Violation> {
-        self.outside_is_well()?;
-        let books = &stats.books;
-        let outside = self.outside.lock();
-        if books.unaccounted() != 0 {
-            return Err(format!("the books don't balance: {books:?}"));
-        }
-        let says = [
-            ("accepted", books.accepted, self.accepted),
-            ("delivered", books.delivered, outside.delivered),
-        ];
-        if let Some((name, books, truth)) = says.iter().find(|(_, books, truth)| books != truth) {
-            return Err(format!("the books say {name} {books}, it is {truth}"));
-        }
-        if books.set_aside > outside.given_up {
-            return Err(format!("{} set aside, {} refused", books.set_aside, outside.given_up));
-        }
-        let most = self.setup.in_flight_max_records;
-        if outside.brokers.outstanding() > most {
-            return Err(format!("{} in flight, {most} allowed", outside.brokers.outstanding()));
-        }
-        let done = self.process.shared.flush_done();
-        for (_, sent) in self.flushes.extract_if(.., |(number, _)| *number <= done) {
-            self.coverage.flushes_done += 1;
-            let open = |id: &&Id| {
-                !outside.checker.arrived_once(**id) && !outside.checker.was_refused(**id)
-            };
-            if let Some(id) = sent.iter().find(open) {
-                return Err(format!("a flush returned and record {id} is not final"));
-            }
-        }
-        Ok(())
-    }
-
-    fn note_books(&mut self) {
-        let stats = self.process.stats();
-        let c = &mut self.coverage;
-        c.spilled += stats.books.spilled;
-        c.replayed += stats.books.replayed;
-        c.recovered += stats.books.recovered;
-        c.set_aside += stats.books.set_aside;
-        c.dropped += stats.books.dropped;
-        c.append_failures += stats.wal.as_ref().map_or(0, |w| w.append_failures);
-    }
-
-    /// The world is well again: everything that may not be lost arrives.
-    fn drain(&mut self) -> Result<(), Violation> {
-        self.crashes_left = 0;
-        for _ in 0..DRAIN_LOOKS {
-            self.faulty = false;
-            self.disk.set_faults(None);
-            self.disk.set_capacity(None);
-            {
-                let mut outside = self.outside.lock();
-                outside.stalled = [false; PARTITIONS];
-                outside.denied_topic = None;
-                for p in 0..PARTITIONS {
-                    while answer(&mut outside, p) {}
-                }
-            }
-            self.end_rebuild();
-            self.now_ns += 5 * MS;
-            self.clock.set(self.now_ns);
-            self.keep()?;
-            self.look()?;
-            self.outside_is_well()?;
-            let books = self.process.stats().books;
-            let outside = self.outside.lock();
-            let is_quiet = outside.brokers.outstanding() == 0 && !outside.rebuilding;
-            if self.looks > 2 && books.in_lanes + books.in_flight + books.in_wal == 0 && is_quiet {
-                drop(outside);
-                return self.finish();
-            }
-        }
-        Err(format!("not everything becomes final: {:?}", self.process.stats()))
-    }
-
-    fn finish(&mut self) -> Result<(), Violation> {
-        self.note_books();
-        let mut outside = self.outside.lock();
-        let Outside { brokers, checker, .. } = &mut *outside;
-        loop {
-            let Some(late) = brokers.late().next() else { break };
-            brokers.append_late(late, checker)?;
-        }
-        self.coverage.lost += u64::from(checker.finish()?);
-        let seen = checker.seen();
-        self.coverage.late_survivors += u64::from(seen.late_survivors);
-        self.coverage.reordered += u64::from(seen.reordered);
-        self.coverage.duplicates += u64::from(seen.duplicates);
-        Ok(())
     }
 }
 

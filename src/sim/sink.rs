@@ -37,7 +37,7 @@ impl Expected {
     }
 
     pub(super) fn key(&self) -> Option<[u8; 2]> {
-        (self.id % 3 != 0).then(|| self.id.to_le_bytes())
+        (!self.id.is_multiple_of(3)).then(|| self.id.to_le_bytes())
     }
 
     pub(super) fn value(&self) -> Vec<u8> {
@@ -155,7 +155,9 @@ impl Sink for SimSink {
                 }
                 match report.outcome {
                     Outcome::Delivered => o.delivered += 1,
-                    Outcome::Failed { scope: Scope::Record | Scope::Topic | Scope::Batch, .. } => {
+                    Outcome::Failed {
+                        scope: Scope::Record | Scope::Topic | Scope::Batch, ..
+                    } => {
                         o.given_up += 1;
                     }
                     Outcome::Failed { .. } => {}

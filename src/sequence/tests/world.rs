@@ -246,7 +246,7 @@ impl World {
             Step::Crash(watermark) => {
                 self.watermark = watermark;
                 self.crash(plan);
-            },
+            }
         }
         self.take_back_frames()?;
         self.check_books()
