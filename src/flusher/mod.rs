@@ -122,6 +122,8 @@ struct Figures {
     quarantined: u64,
     findings: Vec<String>,
     lost_at_most: u64,
+    /// Recovered records: each may have been handed over by the run before.
+    handed_before: u64,
     accepted_before: u64,
     delivered_before: u64,
     memory_bytes: u64,
@@ -189,6 +191,7 @@ impl Flusher {
             wal_unavailable: None,
             quarantined: damage.ranges_quarantined + damage.segments_foreign,
             findings: damage.findings.clone(),
+            handed_before: recovery.records,
             lost_at_most: before.unsafe_records,
             accepted_before: before.accepted,
             delivered_before: before.delivered,

@@ -80,7 +80,7 @@ impl Flusher {
             spilled: books.spilled(),
             replayed: books.replayed(),
             refused: self.shared.lanes.refused().iter().sum(),
-            duplicates_possible: books.duplicates_possible,
+            duplicates_possible: self.figures.handed_before + books.duplicates_possible,
             reordered: books.reordered,
         }
     }
