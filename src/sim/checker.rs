@@ -198,7 +198,7 @@ impl Checker {
         let record = &mut self.records[id as usize];
         record.failing = false;
         if record.copies == 0 {
-            record.may_precede.clear();
+            // Those of an earlier instance may still be appended, late.
             record.may_precede.extend(later);
         }
     }
