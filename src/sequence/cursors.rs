@@ -258,13 +258,18 @@ impl<F: Copy> Sequence<F> {
                     None => Verdict::Stale,
                 }
             }
-            Outcome::Failed { scope: Scope::Transient, possibly_persisted, .. } => {
+            Outcome::Failed { scope: Scope::Transient, possibly_persisted: false, .. } => {
                 self.books.reordered += 1;
-                self.books.duplicates_possible += u64::from(possibly_persisted);
                 self.in_flight.again(slot);
                 Verdict::Again
             }
-            Outcome::Failed { scope: Scope::Instance, reason, possibly_persisted } => {
+            // Whatever the broker may hold already is produced again by a new instance only: the
+            // old one might still deliver it behind the second copy.
+            Outcome::Failed {
+                scope: Scope::Instance | Scope::Transient,
+                reason,
+                possibly_persisted,
+            } => {
                 self.books.duplicates_possible += u64::from(possibly_persisted);
                 self.in_flight.again(slot);
                 Verdict::Rebuild(reason)
