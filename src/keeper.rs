@@ -111,11 +111,18 @@ impl Keeper {
         self.end();
     }
 
-    /// The last turn: what was appended is synced, the last checkpoint stored.
+    /// The last turn: what was appended is synced, then the last checkpoint stored and synced.
     pub(crate) fn end(&mut self) {
-        if let Err(e) = self.wal.sync_now() {
+        self.link.take(&mut self.data);
+        let ended = self
+            .wal
+            .sync_now()
+            .and_then(|()| self.wal.store_checkpoint(&self.data))
+            .and_then(|()| self.wal.sync_now());
+        if let Err(e) = ended {
             tracing::error!(error = %e, "the last sync of the log failed");
         }
-        self.step(self.clock.now_ns());
+        // Segments that became final with the last reports go too.
+        self.wal.step(self.clock.now_ns(), None);
     }
 }

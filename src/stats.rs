@@ -29,7 +29,9 @@ pub struct BookTotals {
     pub replayed: u64,
     /// Records that `send` refused; they were never accepted and stand outside the sum.
     pub refused: u64,
-    /// Records handed to Kafka a second time whose first copy may have been kept.
+    /// Most records that may be in Kafka twice: handed over again though the first copy may
+    /// have been kept. Every recovered record counts, since the run before may have handed it
+    /// over: an upper bound, and often a high one.
     pub duplicates_possible: u64,
     /// Records produced again in the same instance after a failed request, perhaps behind
     /// later ones of their partition.

@@ -51,6 +51,9 @@ impl Flusher {
             let mut published = self.shared.published.lock();
             self.fill_stats(&mut published.stats, totals, age_ns);
             published.sink.clone_from(&self.sink_state);
+            if std::mem::take(&mut self.announced) {
+                self.shared.announcement_published();
+            }
         }
         self.shared.notify();
     }
@@ -77,7 +80,7 @@ impl Flusher {
             spilled: books.spilled(),
             replayed: books.replayed(),
             refused: self.shared.lanes.refused().iter().sum(),
-            duplicates_possible: books.duplicates_possible,
+            duplicates_possible: self.figures.handed_before + books.duplicates_possible,
             reordered: books.reordered,
         }
     }

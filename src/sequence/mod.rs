@@ -27,11 +27,13 @@ mod books;
 mod cursors;
 mod inflight;
 pub mod policy;
+mod words;
 
 pub use books::{Books, Counts, TopicBooks};
-pub use cursors::{
-    Backlog, End, Finished, Journal, Limits, Next, Popped, Sequence, Source, Verdict,
-};
+#[cfg(test)]
+pub(crate) use cursors::Broken;
+pub use cursors::Sequence;
+pub use words::{Backlog, End, Finished, Journal, Limits, Next, Popped, Source, Verdict};
 
 #[cfg(test)]
 mod tests;

@@ -76,7 +76,8 @@ fn a_healthy_record_goes_from_memory_to_final_and_its_frame_goes_back() {
     assert_eq!((handed, source), (lsn, Source::Memory(1)));
     assert_eq!((s.handed_records(), s.unsafe_records()), (1, 1));
     assert!(released(&mut s).is_empty());
-    let finished = Finished { lsn, topic: T, receipt: 5, arrival_ns: None, end: End::Delivered };
+    let arrival_ns = Some(popped(1).arrival_ns);
+    let finished = Finished { lsn, topic: T, receipt: 5, arrival_ns, end: End::Delivered };
     assert_eq!(s.reported(opaque, Outcome::Delivered), Verdict::Finished(finished));
     assert_eq!(released(&mut s), [1]);
     assert_eq!((s.acked(), s.journaled(), s.produced()), (Lsn(101), Lsn(101), Lsn(101)));

@@ -100,6 +100,11 @@ impl Brokers {
         self.live.queues.iter().map(VecDeque::len).sum()
     }
 
+    /// The live instance takes nothing any more.
+    pub(crate) fn break_instance(&mut self) {
+        self.live.fatal = true;
+    }
+
     pub(crate) fn queue_len(&self, partition: usize) -> usize {
         self.live.queues[partition].len()
     }
@@ -234,10 +239,5 @@ impl Brokers {
             self.dead.remove(instance);
         }
         checker.arrived(request.id, run)
-    }
-
-    /// Every dead request is lost for good.
-    pub(crate) fn forget_late(&mut self) {
-        self.dead.clear();
     }
 }

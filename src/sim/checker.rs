@@ -6,8 +6,8 @@
 //! - **Order and holes.** When a record arrives for the first time, every earlier one of its
 //!   stream has arrived, or has an excuse: it was refused for good; it failed in this instance
 //!   while the later one was already handed over (`reordered`); or it is of an older run, whose
-//!   crash may have lost it. In the last case it may arrive later only by a request of its own
-//!   dead run (`late_survivors`).
+//!   crash may have lost it, or a power cut may have. In the last case it may arrive later only
+//!   by a request of a run that was dead then (`late_survivors`).
 //! - **Loss.** At the end, what has not arrived was refused for good or was lost by the crash
 //!   of its own run, within the window.
 //! - **Duplicates.** Copies beyond the first never exceed what crashes and rebuilds allowed.
@@ -34,10 +34,12 @@ struct Record {
     failing: bool,
     /// Later records of its stream that were handed over when its failure was reported.
     may_precede: Vec<Id>,
-    /// The newest run of a later record that has arrived already.
-    passed_by_run: u8,
-    /// Its run's crash came while it was younger than the window.
+    /// The newest run whose request brought a later record of its stream before it.
+    passed_by_run: Option<u8>,
+    /// A crash came while it was younger than the window.
     may_be_lost: bool,
+    /// A power cut came while it was younger than the window: later ones may have survived it.
+    may_be_hole: bool,
 }
 
 /// What happened, for the figures that a test prints.
@@ -73,7 +75,7 @@ impl Hash for Checker {
                 (true, r.failing).hash(to);
             } else {
                 (r.accepted, r.run, r.at, r.refused, r.failing).hash(to);
-                (&r.may_precede, r.passed_by_run, r.may_be_lost).hash(to);
+                (&r.may_precede, r.passed_by_run, r.may_be_lost, r.may_be_hole).hash(to);
             }
         }
     }
@@ -88,8 +90,11 @@ impl Checker {
         self.seen
     }
 
-    pub(crate) fn duplicates_allowed(&self) -> u32 {
-        self.duplicates_allowed
+    /// What the running process has accepted.
+    pub(crate) fn accepted_in_this_run(&self) -> Vec<Id> {
+        let records = self.records.iter().enumerate();
+        let of_run = records.filter(|(_, r)| r.accepted && r.run == self.run);
+        of_run.map(|(id, _)| id as Id).collect()
     }
 
     pub(crate) fn arrived_once(&self, id: Id) -> bool {
@@ -131,23 +136,22 @@ impl Checker {
             return Ok(());
         }
         let (stream, run, refused) = (record.stream as usize, record.run, record.refused);
-        let passed_by_run = record.passed_by_run;
-        if passed_by_run > run {
-            if self.log_first {
-                return Err(format!("record {id} survived late although the log came first"));
-            }
+        if let Some(passed_by_run) = record.passed_by_run {
             if by_run >= passed_by_run {
                 return Err(format!(
                     "record {id} of run {run} was produced by run {by_run} after a later record \
-                     of its stream, of run {passed_by_run}"
+                     of its stream, by run {passed_by_run}"
                 ));
+            }
+            if self.log_first && !record.may_be_hole {
+                return Err(format!("record {id} survived late although the log came first"));
             }
             self.seen.late_survivors += 1;
         }
         if refused {
             self.seen.refused_late += 1;
         }
-        self.earlier_ones_have_arrived(id, stream, run)
+        self.earlier_ones_have_arrived(id, stream, run, by_run)
     }
 
     fn earlier_ones_have_arrived(
@@ -155,6 +159,7 @@ impl Checker {
         id: Id,
         stream: usize,
         run: u8,
+        by_run: u8,
     ) -> Result<(), Violation> {
         let mut at = self.settled[stream];
         let mut all_settled = true;
@@ -173,8 +178,8 @@ impl Checker {
             }
             if record.failing || record.may_precede.contains(&id) {
                 self.seen.reordered += 1;
-            } else if record.run < run && record.may_be_lost {
-                record.passed_by_run = record.passed_by_run.max(run);
+            } else if record.may_be_hole || (record.run < run && record.may_be_lost) {
+                record.passed_by_run = record.passed_by_run.max(Some(by_run));
             } else {
                 return Err(format!("record {id} arrived before {earlier} of its stream"));
             }
@@ -208,11 +213,15 @@ impl Checker {
         self.duplicates_allowed += copies;
     }
 
-    /// The process died. What this run accepted after `safe_until` and is not final may be lost.
-    pub(crate) fn crashed(&mut self, safe_until: u64) {
+    /// The process died. What came after `safe_until` and is not final may be lost: of this
+    /// run a suffix of each stream; by a power cut, which keeps any part of what was not
+    /// synced, any of it.
+    pub(crate) fn crashed(&mut self, safe_until: u64, power_cut: bool) {
         let run = self.run;
-        for record in self.records.iter_mut().filter(|r| r.accepted && r.run == run) {
-            record.may_be_lost = record.at > safe_until;
+        for record in self.records.iter_mut().filter(|r| r.accepted && r.copies == 0) {
+            let young = record.at > safe_until;
+            record.may_be_lost |= young && (power_cut || record.run == run);
+            record.may_be_hole |= young && power_cut;
         }
         self.run += 1;
     }

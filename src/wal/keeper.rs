@@ -24,6 +24,8 @@ pub struct WalKeeper {
     pub(super) checkpoint: CheckpointWriter,
     pub(super) synced_at_ns: Option<u64>,
     pub(super) synced_asides: u64,
+    /// Segments of earlier runs: the process that wrote them may have died before its sync.
+    pub(super) recovered: Vec<(SegmentKind, u64)>,
 }
 
 /// What one step of the keeper did.
@@ -107,6 +109,17 @@ impl WalKeeper {
                 self.common.failed_segment.store(number, Ordering::Release);
                 self.common.sync_failures.fetch_add(1, Ordering::Relaxed);
                 first_error.get_or_insert(e);
+            }
+        }
+        for (kind, number) in std::mem::take(&mut self.recovered) {
+            // One descriptor at a time, however many segments there are.
+            match self.common.storage.open(&segment_name(kind, number)).and_then(|f| f.sync()) {
+                Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                    self.common.state.lock().failed.push(number);
+                    self.common.sync_failures.fetch_add(1, Ordering::Relaxed);
+                    first_error.get_or_insert(e);
+                }
+                _ => {}
             }
         }
         // Unmapped here, by the thread that may take long.

@@ -162,6 +162,11 @@ pub(super) fn recover(
             }
         }
     }
+    // What was lost behind the last good record is lost at its segment's end: new segments
+    // begin behind it, and a reader counts it whether any comes or not.
+    if let Some(last) = kept.back_mut() {
+        last.info.next_frame = next_frame[SegmentKind::Main as usize];
+    }
     let mut recovery = Recovery { next_lsn: Lsn(next_lsn), ..Recovery::default() };
     r.backlog(&mut kept, watermark, &mut recovery);
     recovery.checkpoint = checkpoint;

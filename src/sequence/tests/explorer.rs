@@ -149,8 +149,7 @@ fn sends(script: &str) -> Vec<Send> {
 }
 
 fn plan(script: &str, span: usize, journal: Journal) -> Plan {
-    let limits =
-        Limits { in_flight_max_records: span, in_flight_max_bytes: u64::MAX, journal };
+    let limits = Limits { in_flight_max_records: span, in_flight_max_bytes: u64::MAX, journal };
     Plan {
         sends: sends(script),
         limits,

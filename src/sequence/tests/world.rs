@@ -246,7 +246,7 @@ impl World {
             Step::Crash(watermark) => {
                 self.watermark = watermark;
                 self.crash(plan);
-            },
+            }
         }
         self.take_back_frames()?;
         self.check_books()
@@ -396,7 +396,7 @@ impl World {
         let since_stored = self.log.iter().filter(|(l, _)| *l >= self.watermark && *l < acked);
         let bound = plan.limits.in_flight_max_records + since_stored.count();
         self.checker.allow_duplicates(bound as u32);
-        self.checker.crashed(0);
+        self.checker.crashed(0, false);
         for (id, stand) in self.stands.iter().enumerate() {
             if *stand == Where::Memory {
                 self.checker.may_be_lost(id as Id);

@@ -24,11 +24,15 @@ fn records_come_back_as_they_went_in_over_many_segments() {
         assert_eq!(read_all(&log, Some(*at)).0, (i as u64 + 1..=500).collect::<Vec<_>>());
     }
     drop(log);
-    let (again, lsns, lost) = reopen_and_read(&storage);
+    let (mut again, lsns, lost) = reopen_and_read(&storage);
     assert_eq!((lsns, lost), ((1..=500).collect(), 0));
+    assert_eq!(again.wal.synced_below(), Lsn(1), "nothing was ever synced");
     assert_eq!(again.recovery.damage, DamageReport::default());
     assert_eq!(again.recovery.records_by_topic.iter().map(|t| t.1).sum::<u64>(), 500);
     assert_eq!(again.recovery.next_lsn, Lsn(501));
+    again.keeper.sync_now().expect("synced");
+    assert_eq!(again.wal.synced_below(), Lsn(501));
+    assert_eq!(reopen_and_read(&storage.power_cut_image(1)).1.len(), 500);
 }
 
 #[test]
