@@ -91,6 +91,14 @@ pub struct TopicStats {
 pub struct WalStats {
     /// Bytes of all segments on disk, prepared ones included.
     pub bytes: u64,
+    /// Segments of the main log.
+    pub segments: u64,
+    /// Syncs that failed; a segment whose sync failed takes nothing more.
+    pub sync_failures: u64,
+    /// Turns of the keeper (preparing, syncing, checkpoint, removing) in which something failed.
+    pub keeper_failures: u64,
+    /// What failed in the keeper's last turn, if anything did.
+    pub keeper_trouble: Option<String>,
     /// Records that recovery or replay could not read; they are in `dropped`.
     pub damaged_records: u64,
     /// Ranges and files that were copied or moved to `quarantine/`.

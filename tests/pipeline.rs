@@ -464,7 +464,11 @@ fn a_disk_that_fills_up_refuses_and_comes_back() {
     println!("{taken} taken, {} of them on {bytes} bytes of disk", stats.books.in_wal);
     seen.resume();
     pipeline.flush(SOON).unwrap();
-    until("it has recovered", || !pipeline.stats().states.exposed);
+    until("it has recovered", || {
+        let stats = pipeline.stats();
+        let wal = stats.wal.unwrap();
+        !stats.states.exposed && wal.keeper_trouble.is_none() && wal.keeper_failures > 0
+    });
     topic.send(value(taken).as_bytes()).unwrap();
     let stats = pipeline.close(SOON).unwrap().stats;
     assert_eq!(stats.books.delivered as usize, taken + 1);

@@ -35,6 +35,8 @@ pub struct StepReport {
     pub prepared: bool,
     /// A sync returned.
     pub synced: bool,
+    /// Something was appended that no sync has covered yet.
+    pub unsynced: bool,
     /// The checkpoint was stored.
     pub checkpointed: bool,
     /// Segments removed.
@@ -80,6 +82,8 @@ impl WalKeeper {
         }
         let done = self.unlink_trimmed();
         report.unlinked = report.note("unlink", done).unwrap_or(0);
+        report.unsynced =
+            self.common.appended_below.load(Ordering::Acquire) != self.common.synced_below();
         report
     }
 
