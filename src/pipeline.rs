@@ -165,7 +165,9 @@ impl Pipeline {
         let number = self.shared.ask_flush();
         let shared = &self.shared;
         let done = || {
-            shared.flush_done() >= number || shared.published.lock().closed.is_some()
+            let published = shared.published.lock();
+            let ended = published.closed.is_some() || published.stopped.is_some();
+            ended || shared.flush_done() >= number
         };
         shared.wait_until(timeout, &mut { done });
         if shared.flush_done() >= number {
