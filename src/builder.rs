@@ -13,7 +13,7 @@ use crate::shared::Shared;
 use crate::sink::Sink;
 use crate::topics::TopicTable;
 use crate::wake::Waker;
-use crate::wal::{FileStorage, Recovery, Wal, WalKeeper, WalOptions, random_salts};
+use crate::wal::{FileStorage, Recovery, Storage, Wal, WalKeeper, WalOptions, random_salts};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -151,9 +151,10 @@ impl Builder {
         self
     }
 
-    /// Bytes of a segment of the log. Default 64 MiB.
+    /// Bytes of a segment of the log. Default 64 MiB, or less where four of them wouldn't fit
+    /// into [`Builder::wal_max_bytes`].
     pub fn segment_bytes(mut self, bytes: usize) -> Self {
-        self.config.segment_bytes = bytes;
+        self.config.segment_bytes = Some(bytes);
         self
     }
 
@@ -291,8 +292,10 @@ fn open_wal(
     clock: &dyn Clock,
 ) -> Result<(Wal, WalKeeper, Recovery), OpenError> {
     let storage = FileStorage::open(dir)?;
+    let half_free = || storage.free_bytes().map_or(u64::MAX, |free| free / 2);
+    let room_bytes = config.wal_max_bytes.unwrap_or_else(half_free);
     let options = WalOptions {
-        segment_bytes: config.segment_bytes as u64,
+        segment_bytes: config.segment_bytes_within(room_bytes) as u64,
         wal_bytes_max: config.wal_max_bytes,
         record_bytes_max: config.record_bytes_max as u32,
         sync_interval_ns: u64::try_from(config.sync_interval.as_nanos()).unwrap_or(u64::MAX),
@@ -300,7 +303,14 @@ fn open_wal(
             .max((config.record_bytes_max as u64 + (64 << 10)).next_power_of_two()),
         ..WalOptions::default()
     };
-    Wal::open(Arc::new(storage), topics.clone(), options, random_salts(), clock.unix_ms())
+    Wal::open(Arc::new(storage), topics.clone(), options, random_salts(), clock.unix_ms()).map_err(
+        |e| match e {
+            OpenError::Io { what, source } => {
+                OpenError::Io { what: format!("{}: {what}", dir.display()), source }
+            }
+            e => e,
+        },
+    )
 }
 
 #[cfg(feature = "kafka")]

@@ -32,7 +32,8 @@ pub(crate) struct Config {
     pub(crate) lanes: usize,
     pub(crate) lane_bytes: usize,
     pub(crate) lane_slots: usize,
-    pub(crate) segment_bytes: usize,
+    /// `None`: 64 MiB, less where the disk is small.
+    pub(crate) segment_bytes: Option<usize>,
     pub(crate) wal_max_bytes: Option<u64>,
     pub(crate) receipts_max: usize,
     pub(crate) stall_timeout: Duration,
@@ -60,7 +61,7 @@ impl Default for Config {
             lanes: (2 * cores).next_power_of_two().min(16),
             lane_bytes: 8 << 20,
             lane_slots: 65_536,
-            segment_bytes: 64 << 20,
+            segment_bytes: None,
             wal_max_bytes: None,
             receipts_max: 65_536,
             stall_timeout: Duration::from_secs(60),
@@ -102,6 +103,8 @@ impl fmt::Debug for Config {
     }
 }
 
+/// A segment's bytes where the disk has room.
+const SEGMENT_BYTES_DEFAULT: usize = 64 << 20;
 /// Bytes a segment must have beyond its largest record, for header, topic entries and seal.
 const SEGMENT_SLACK_BYTES: usize = 64 << 10;
 
@@ -112,6 +115,23 @@ impl Config {
         self.flush_interval.unwrap_or_else(|| {
             let half = self.loss_window.filter(|w| !w.is_zero()).map(|w| w / 2);
             half.unwrap_or(Duration::MAX).min(Duration::from_millis(500))
+        })
+    }
+
+    /// The smallest segment that holds the largest record, and some.
+    fn segment_bytes_min(&self) -> usize {
+        (self.record_bytes_max + SEGMENT_SLACK_BYTES).next_power_of_two().max(1 << 20)
+    }
+
+    /// A segment's bytes: as set, else the default, halved until four fit into `room_bytes`.
+    pub(crate) fn segment_bytes_within(&self, room_bytes: u64) -> usize {
+        let least = self.segment_bytes_min();
+        self.segment_bytes.unwrap_or_else(|| {
+            let mut bytes = SEGMENT_BYTES_DEFAULT.max(least);
+            while bytes > least && 4 * bytes as u64 > room_bytes {
+                bytes /= 2;
+            }
+            bytes
         })
     }
 
@@ -143,13 +163,13 @@ impl Config {
 
     fn validate_timing(&self) -> Result<(), ConfigError> {
         let ms = Duration::from_millis;
-        within("flush_interval", self.flush_interval(), ms(1), ms(60_000))?;
         within("sync_interval", self.sync_interval, ms(1), ms(60_000))?;
         within("stall_timeout", self.stall_timeout, ms(1_000), ms(86_400_000))?;
         within("topic_grace", self.topic_grace, ms(100), ms(86_400_000))?;
         if let Some(window) = self.loss_window.filter(|w| !w.is_zero()) {
             within("loss_window", window, ms(20), ms(3_600_000))?;
         }
+        within("flush_interval", self.flush_interval(), ms(1), ms(60_000))?;
         Ok(())
     }
 
@@ -178,24 +198,25 @@ impl Config {
                 &format!("a record may take at most an eighth of a lane; set lane_bytes to at least {needed}"),
             ));
         }
-        in_range("segment_bytes", self.segment_bytes, 128 << 10, 1 << 30)?;
-        if self.segment_bytes < self.record_bytes_max + SEGMENT_SLACK_BYTES {
+        let least = self.segment_bytes_min();
+        let segment_bytes = self.segment_bytes.unwrap_or(SEGMENT_BYTES_DEFAULT.max(least));
+        in_range("segment_bytes", segment_bytes, 128 << 10, 1 << 30)?;
+        if segment_bytes < least {
             return Err(bad(
                 "segment_bytes",
-                &self.segment_bytes.to_string(),
-                &format!(
-                    "must hold one record of record_bytes_max; at least {}",
-                    self.record_bytes_max + SEGMENT_SLACK_BYTES
-                ),
+                &segment_bytes.to_string(),
+                &format!("must hold one record of record_bytes_max; at least {least}"),
             ));
         }
+        // Where the user left the size to us, it follows the bound down to the least.
+        let segment_bytes = self.segment_bytes.unwrap_or(least);
         if let Some(max) = self.wal_max_bytes
-            && max < 2 * self.segment_bytes as u64
+            && max < 2 * segment_bytes as u64
         {
             return Err(bad(
                 "wal_max_bytes",
                 &max.to_string(),
-                &format!("must hold two segments; at least {}", 2 * self.segment_bytes),
+                &format!("must hold two segments; at least {}", 2 * segment_bytes),
             ));
         }
         Ok(())
@@ -261,7 +282,7 @@ mod tests {
             ("lane_bytes", |c| c.lane_bytes = 1 << 31),
             ("lane_slots", |c| c.lane_slots = 17),
             ("record_bytes_max", |c| c.record_bytes_max = 8 << 20),
-            ("segment_bytes", |c| c.segment_bytes = 1 << 20),
+            ("segment_bytes", |c| c.segment_bytes = Some(1 << 20)),
             ("wal_max_bytes", |c| c.wal_max_bytes = Some(1)),
         ];
         for (name, change) in cases {
@@ -272,6 +293,16 @@ mod tests {
             assert!(!e.problem.is_empty());
         }
         println!("{} bad settings were named", cases.len());
+    }
+
+    #[test]
+    fn segments_are_smaller_on_a_small_disk() {
+        let mut c = good();
+        assert_eq!(c.segment_bytes_within(u64::MAX), 64 << 20);
+        assert_eq!(c.segment_bytes_within(100 << 20), 16 << 20);
+        assert_eq!(c.segment_bytes_within(0), 2 << 20);
+        c.segment_bytes = Some(32 << 20);
+        assert_eq!(c.segment_bytes_within(0), 32 << 20);
     }
 
     #[test]

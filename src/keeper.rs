@@ -3,9 +3,13 @@
 //!
 //! Metadata and the building and destroying of producers are the sink's own thread's: those
 //! calls may block for seconds, and a sync must not wait behind them.
+//!
+//! # Orderings
+//! `asleep` is set before the keeper looks once more for an offer, and read after one was made;
+//! the offer is under a mutex, so one of the two sees the other. The rest are lone words.
 
 use crate::clock::Clock;
-use crate::sync::{AtomicBool, Ordering};
+use crate::sync::{AtomicBool, AtomicU64, Ordering};
 use crate::wake::Waker;
 use crate::wal::{CheckpointData, WalKeeper};
 use parking_lot::Mutex;
@@ -15,7 +19,7 @@ use std::sync::Arc;
 /// Between two turns while there is work.
 const BUSY_NS: u64 = 10_000_000;
 /// Between two turns while there is none.
-const IDLE_NS: u64 = 200_000_000;
+const IDLE_NS: u64 = 1_000_000_000;
 /// Turns without work before the keeper counts itself idle.
 const IDLE_TURNS: u32 = 20;
 
@@ -24,6 +28,12 @@ pub(crate) struct KeeperLink {
     waker: Waker,
     checkpoint: Mutex<Offered>,
     finish: AtomicBool,
+    /// The keeper sleeps long: the next offer wakes it.
+    asleep: AtomicBool,
+    failures: AtomicU64,
+    trouble: Mutex<Option<String>>,
+    /// Failures or trouble differ from what the flusher last saw.
+    changed: AtomicBool,
 }
 
 #[derive(Default)]
@@ -38,6 +48,10 @@ impl KeeperLink {
             waker: Waker::new()?,
             checkpoint: Mutex::new(Offered::default()),
             finish: AtomicBool::new(false),
+            asleep: AtomicBool::new(false),
+            failures: AtomicU64::new(0),
+            trouble: Mutex::new(None),
+            changed: AtomicBool::new(false),
         })
     }
 
@@ -48,9 +62,41 @@ impl KeeperLink {
 
     /// The newest checkpoint; the keeper stores it at its next turn.
     pub(crate) fn offer(&self, fill: impl FnOnce(&mut CheckpointData)) {
-        let mut offered = self.checkpoint.lock();
-        fill(&mut offered.data);
-        offered.fresh = true;
+        {
+            let mut offered = self.checkpoint.lock();
+            fill(&mut offered.data);
+            offered.fresh = true;
+        }
+        if self.asleep.swap(false, Ordering::SeqCst) {
+            self.wake();
+        }
+    }
+
+    /// Turns in which something failed, and what it was in the last one that did anything.
+    pub(crate) fn trouble(&self) -> (u64, Option<String>) {
+        (self.failures.load(Ordering::Acquire), self.trouble.lock().clone())
+    }
+
+    fn note(&self, error: Option<(&'static str, io::ErrorKind)>) {
+        let mut trouble = self.trouble.lock();
+        match error {
+            Some((what, kind)) => {
+                self.failures.fetch_add(1, Ordering::AcqRel);
+                let text = format!("{what}: {kind}");
+                if trouble.as_ref() != Some(&text) {
+                    tracing::error!(error = %text, "the log's keeper failed; it tries again");
+                    *trouble = Some(text);
+                }
+            }
+            None if trouble.is_none() => return,
+            None => *trouble = None,
+        }
+        self.changed.store(true, Ordering::Release);
+    }
+
+    /// Whether [`KeeperLink::trouble`] has changed since this was last asked.
+    pub(crate) fn take_changed(&self) -> bool {
+        self.changed.swap(false, Ordering::AcqRel)
     }
 
     /// The flusher is done: sync, store the last checkpoint, end.
@@ -90,7 +136,7 @@ impl Keeper {
         Keeper { wal, link, flusher, clock, data: CheckpointData::default() }
     }
 
-    /// One turn. True when something was done.
+    /// One turn. True when something was done, or is to be done soon.
     pub(crate) fn step(&mut self, now_ns: u64) -> bool {
         let fresh = self.link.take(&mut self.data);
         let checkpoint = fresh.then_some(&self.data);
@@ -98,7 +144,8 @@ impl Keeper {
         if report.prepared {
             self.flusher.wake();
         }
-        fresh || report.prepared || report.synced || report.unlinked > 0
+        self.link.note(report.error);
+        fresh || report.prepared || report.unsynced || report.unlinked > 0
     }
 
     /// Turns until the flusher is done, then one last sync.
@@ -106,16 +153,30 @@ impl Keeper {
         let mut idle = 0;
         while !self.link.finish.load(Ordering::Acquire) {
             idle = if self.step(self.clock.now_ns()) { 0 } else { (idle + 1).min(IDLE_TURNS) };
-            self.link.waker.wait(if idle < IDLE_TURNS { BUSY_NS } else { IDLE_NS });
+            let mut sleep_ns = BUSY_NS;
+            if idle >= IDLE_TURNS {
+                self.link.asleep.store(true, Ordering::SeqCst);
+                if !self.link.checkpoint.lock().fresh {
+                    sleep_ns = IDLE_NS;
+                }
+            }
+            self.link.waker.wait(sleep_ns);
         }
         self.end();
     }
 
-    /// The last turn: what was appended is synced, the last checkpoint stored.
+    /// The last turn: what was appended is synced, then the last checkpoint stored and synced.
     pub(crate) fn end(&mut self) {
-        if let Err(e) = self.wal.sync_now() {
+        self.link.take(&mut self.data);
+        let ended = self
+            .wal
+            .sync_now()
+            .and_then(|()| self.wal.store_checkpoint(&self.data))
+            .and_then(|()| self.wal.sync_now());
+        if let Err(e) = ended {
             tracing::error!(error = %e, "the last sync of the log failed");
         }
-        self.step(self.clock.now_ns());
+        // Segments that became final with the last reports go too.
+        self.wal.step(self.clock.now_ns(), None);
     }
 }

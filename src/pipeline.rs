@@ -72,6 +72,8 @@ pub struct Pipeline {
     clock: Arc<dyn Clock>,
     threads: Mutex<Option<Threads>>,
     drop_timeout: Duration,
+    /// The process that the threads belong to.
+    owner: u32,
 }
 
 impl std::fmt::Debug for Pipeline {
@@ -108,7 +110,7 @@ impl Pipeline {
         threads: Threads,
         drop_timeout: Duration,
     ) -> Self {
-        Pipeline { shared, clock, threads: Mutex::new(Some(threads)), drop_timeout }
+        Pipeline { shared, clock, threads: Mutex::new(Some(threads)), drop_timeout, owner: std::process::id() }
     }
 
     /// A topic to send to. The name is interned once; asking again is cheap, not free.
@@ -121,9 +123,7 @@ impl Pipeline {
         }
         let id = self.shared.topics.intern(name);
         let name: Arc<str> = name.into();
-        self.shared.announce.lock().push(name.clone());
-        self.shared.announced.store(true, Ordering::Release);
-        self.shared.waker.wake();
+        self.shared.announce(name.clone());
         Ok(Topic { shared: self.shared.clone(), id, name })
     }
 
@@ -140,8 +140,8 @@ impl Pipeline {
     /// What is missing when the time is over.
     pub fn ready(&self, timeout: Duration) -> Result<(), NotReady> {
         let is_ready = || {
-            let published = self.shared.published.lock();
             let topics_heard = !self.shared.announced.load(Ordering::Acquire);
+            let published = self.shared.published.lock();
             published.sink.connected && published.sink.topics_known && topics_heard
         };
         if self.shared.wait_until(timeout, &mut { is_ready }) {
@@ -165,7 +165,9 @@ impl Pipeline {
         let number = self.shared.ask_flush();
         let shared = &self.shared;
         let done = || {
-            shared.flush_done() >= number || shared.published.lock().closed.is_some()
+            let published = shared.published.lock();
+            let ended = published.closed.is_some() || published.stopped.is_some();
+            ended || shared.flush_done() >= number
         };
         shared.wait_until(timeout, &mut { done });
         if shared.flush_done() >= number {
@@ -194,8 +196,15 @@ impl Pipeline {
     /// log gets up to 2 s beyond the timeout. A second call returns the same report.
     ///
     /// # Errors
-    /// When a thread of the pipeline had stopped after a panic: what it said.
+    /// When a thread of the pipeline had stopped after a panic: what it said. In a forked child,
+    /// which has none of the threads.
     pub fn close(&self, timeout: Duration) -> Result<CloseReport, CloseError> {
+        if self.is_forked() {
+            return Err(CloseError {
+                why: "this process was forked from the one that opened the pipeline".into(),
+                stats: Box::default(),
+            });
+        }
         let timeout_ns = u64::try_from(timeout.as_nanos()).unwrap_or(u64::MAX);
         self.shared.ask_close(self.clock.now_ns().saturating_add(timeout_ns));
         let mut threads = self.threads.lock();
@@ -223,9 +232,16 @@ pub struct CloseError {
     pub stats: Box<Stats>,
 }
 
+impl Pipeline {
+    fn is_forked(&self) -> bool {
+        std::process::id() != self.owner
+    }
+}
+
 impl Drop for Pipeline {
     fn drop(&mut self) {
-        if self.threads.lock().is_some() {
+        // In a child the threads don't exist, and a lock may be held by one of them for ever.
+        if !self.is_forked() && self.threads.lock().is_some() {
             // Whoever wants the report calls close(); it has been counted either way.
             let _ = self.close(self.drop_timeout);
         }

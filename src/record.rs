@@ -23,7 +23,7 @@ impl std::fmt::Display for Lsn {
     }
 }
 
-/// A topic's number within one pipeline; the name is in [`crate::topics::TopicTable`].
+/// A topic's number within one pipeline; numbers are dense from 0.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct TopicId(pub u32);
 

@@ -40,6 +40,7 @@ pub(crate) struct Shared {
     pub(crate) published: Mutex<Published>,
     /// Topics that `Pipeline::topic` was asked for and the sink hasn't heard of.
     pub(crate) announce: Mutex<Vec<Arc<str>>>,
+    /// Some were named whose state isn't in the published snapshot yet.
     pub(crate) announced: AtomicBool,
 }
 
@@ -119,6 +120,23 @@ impl Shared {
         match self.close_deadline_ns.load(Ordering::Acquire) {
             0 => None,
             deadline => Some(deadline),
+        }
+    }
+
+    /// A topic will be used: the sink is to ask for its metadata.
+    pub(crate) fn announce(&self, topic: Arc<str>) {
+        let mut topics = self.announce.lock();
+        topics.push(topic);
+        self.announced.store(true, Ordering::Release);
+        drop(topics);
+        self.waker.wake();
+    }
+
+    /// The snapshot knows of every topic taken so far.
+    pub(crate) fn announcement_published(&self) {
+        let topics = self.announce.lock();
+        if topics.is_empty() {
+            self.announced.store(false, Ordering::Release);
         }
     }
 

@@ -29,7 +29,9 @@ pub struct BookTotals {
     pub replayed: u64,
     /// Records that `send` refused; they were never accepted and stand outside the sum.
     pub refused: u64,
-    /// Records handed to Kafka a second time whose first copy may have been kept.
+    /// Most records that may be in Kafka twice: handed over again though the first copy may
+    /// have been kept. Every recovered record counts, since the run before may have handed it
+    /// over: an upper bound, and often a high one.
     pub duplicates_possible: u64,
     /// Records produced again in the same instance after a failed request, perhaps behind
     /// later ones of their partition.
@@ -89,6 +91,14 @@ pub struct TopicStats {
 pub struct WalStats {
     /// Bytes of all segments on disk, prepared ones included.
     pub bytes: u64,
+    /// Segments of the main log.
+    pub segments: u64,
+    /// Syncs that failed; a segment whose sync failed takes nothing more.
+    pub sync_failures: u64,
+    /// Turns of the keeper (preparing, syncing, checkpoint, removing) in which something failed.
+    pub keeper_failures: u64,
+    /// What failed in the keeper's last turn, if anything did.
+    pub keeper_trouble: Option<String>,
     /// Records that recovery or replay could not read; they are in `dropped`.
     pub damaged_records: u64,
     /// Ranges and files that were copied or moved to `quarantine/`.

@@ -7,7 +7,7 @@ use forebay::{Pipeline, Stats};
 use forebay_testkit::audit::Audit;
 use forebay_testkit::{Kafka, KafkaOptions, dead_port, heavy, private_dir, say};
 use kafka_common as common;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 const RECORDS_PER_S: u64 = 50_000;
 const HEALTHY: Duration = Duration::from_secs(4);
@@ -25,6 +25,7 @@ enum Fault {
 fn outage(fault: Fault) {
     let _heavy = heavy();
     let Some(mut kafka) = Kafka::start(KafkaOptions::default()) else { return };
+    common::warm_up(&kafka);
     let topic_name = kafka.topic("outage", common::PARTITIONS);
     let dir = private_dir();
     let (pipeline, topic) = common::open(kafka.brokers(), dir.path(), &topic_name);
@@ -55,9 +56,9 @@ fn outage(fault: Fault) {
     }
     std::thread::sleep(Duration::from_secs(3));
     let sent = load.stop();
-    let mut draining = std::time::Instant::now().elapsed();
+    let mut draining = Duration::ZERO;
     let drain = common::cores_used(|| {
-        let start = std::time::Instant::now();
+        let start = Instant::now();
         common::flush(&pipeline);
         draining = start.elapsed();
     });
@@ -156,7 +157,7 @@ fn brokers_that_do_not_resolve_open_and_spill_and_say_disconnected() {
     for _ in 0..1000 {
         topic.send(b"value").unwrap();
     }
-    let start = std::time::Instant::now();
+    let start = Instant::now();
     while pipeline.stats().books.in_wal < 1000 {
         assert!(start.elapsed() < Duration::from_secs(10), "{:?}", pipeline.stats());
         std::thread::sleep(Duration::from_millis(50));
@@ -180,7 +181,7 @@ fn drop_does_not_wait_for_kafka_and_loses_nothing() {
     for _ in 0..1000 {
         topic.send(b"value").unwrap();
     }
-    let start = std::time::Instant::now();
+    let start = Instant::now();
     drop(pipeline);
     let took = start.elapsed();
     assert!(took < Duration::from_secs(5), "drop took {took:?}");

@@ -144,7 +144,8 @@ fn an_outage_spills_and_everything_arrives_in_order_afterwards() {
     send_from_threads(&pipeline, 2, 30_000, 31_000);
     let report = pipeline.close(SOON).unwrap();
     assert_eq!(report.stats.books.delivered, 62_000);
-    assert!(report.stats.books.balanced() && report.stats.books.replayed >= 58_000);
+    // The one that the sink was being offered when the outage began was admitted from memory.
+    assert!(report.stats.books.balanced() && report.stats.books.replayed >= 57_999);
     let records = seen.records();
     for t in 0..2 {
         assert_eq!(numbers_of(&records, t), (0..31_000).collect::<Vec<_>>());
@@ -278,7 +279,7 @@ fn errors_are_counted_by_scope_and_reason() {
     let seen = sink.handle();
     let pipeline = in_dir(dir.path()).sink(sink).open().unwrap();
     let topic = pipeline.topic("t").unwrap();
-    let mut send = |n: usize| {
+    let send = |n: usize| {
         for i in 0..n {
             topic.send(format!("0-{i}").as_bytes()).unwrap();
         }
@@ -353,7 +354,12 @@ fn a_panic_of_the_flusher_is_visible_and_loses_nothing() {
         topic.send(format!("0-{n}").as_bytes()).unwrap();
     }
     pipeline.flush(Duration::from_millis(300)).unwrap_err();
-    until("sends say Stopped", || topic.send(b"x") == Err(SendError::Stopped));
+    let mut more = 0;
+    until("sends say Stopped", || {
+        let sent = topic.send(b"x");
+        more += u64::from(sent.is_ok());
+        sent == Err(SendError::Stopped)
+    });
     let error = pipeline.close(SOON).unwrap_err();
     assert!(error.why.contains("on purpose"), "{error}");
     drop(pipeline);
@@ -362,7 +368,7 @@ fn a_panic_of_the_flusher_is_visible_and_loses_nothing() {
     let seen = sink.handle();
     let pipeline = in_dir(dir.path()).sink(sink).open().unwrap();
     let stats = pipeline.close(SOON).unwrap().stats;
-    assert_eq!(stats.books.recovered, 100);
+    assert_eq!(stats.books.recovered, 100 + more);
     assert_eq!(numbers_of(&seen.records(), 0), (0..100).collect::<Vec<_>>());
 }
 
@@ -395,4 +401,82 @@ fn bad_settings_and_names_are_refused_with_the_remedy() {
     assert!(large.unwrap_err().to_string().contains("lane_bytes"));
     let pipeline = small().at_most_once().sink(MemorySink::new()).open().unwrap();
     assert!(pipeline.topic("a b").unwrap_err().to_string().contains("a b"));
+}
+
+/// A tmpfs of `bytes`, unmounted in the end. `None`, and a line that says so, without root.
+fn small_disk(bytes: u64) -> Option<(tempfile::TempDir, Unmount)> {
+    let dir = tempfile::tempdir().unwrap();
+    let size = format!("size={bytes}");
+    let mounted = std::process::Command::new("mount")
+        .args(["-t", "tmpfs", "-o", &size, "forebay-test"])
+        .arg(dir.path())
+        .status()
+        .is_ok_and(|s| s.success());
+    if !mounted {
+        println!("SKIPPED: mounting a tmpfs needs root");
+        return None;
+    }
+    let unmount = Unmount(dir.path().to_owned());
+    Some((dir, unmount))
+}
+
+struct Unmount(std::path::PathBuf);
+
+impl Drop for Unmount {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("umount").arg(&self.0).status();
+    }
+}
+
+#[test]
+fn a_full_disk_at_open_is_an_error_that_says_what_to_do() {
+    let Some((dir, _unmount)) = small_disk(1 << 20) else { return };
+    let dir = dir.path().join("wal");
+    let small = || Pipeline::builder().record_bytes_max(1_000).sink(MemorySink::new());
+    let error = small().wal_dir(&dir).open().unwrap_err().to_string();
+    assert!(error.contains("segment_bytes"), "{error}");
+    let error = small().wal_dir(&dir).segment_bytes(1 << 20).wal_max_bytes(1 << 24).open();
+    let error = error.unwrap_err().to_string();
+    assert!(error.contains("free that much"), "{error}");
+}
+
+#[test]
+fn a_disk_that_fills_up_refuses_and_comes_back() {
+    let Some((dir, _unmount)) = small_disk(16 << 20) else { return };
+    let sink = MemorySink::new();
+    let seen = sink.handle();
+    seen.refuse();
+    let pipeline = small()
+        .wal_dir(dir.path().join("wal"))
+        .wal_max_bytes(1 << 30)
+        .loss_window(Duration::from_millis(50))
+        .sink(sink)
+        .open()
+        .unwrap();
+    let topic = pipeline.topic("t").unwrap();
+    let mut taken = 0;
+    let value = |n: usize| format!("0-{n:<999}");
+    while topic.record(value(taken).as_bytes()).send_timeout(Duration::from_secs(1)).is_ok() {
+        taken += 1;
+    }
+    until("the disk is known to be full", || {
+        let stats = pipeline.stats();
+        stats.wal.is_some_and(|w| w.unavailable.is_some()) && stats.states.exposed
+    });
+    let stats = pipeline.stats();
+    assert!(stats.books.balanced() && stats.books.in_wal > 1_000, "{:?}", stats.books);
+    let bytes = std::fs::metadata(dir.path()).map(|_| stats.wal.unwrap().bytes).unwrap();
+    println!("{taken} taken, {} of them on {bytes} bytes of disk", stats.books.in_wal);
+    seen.resume();
+    pipeline.flush(SOON).unwrap();
+    until("it has recovered", || {
+        let stats = pipeline.stats();
+        let wal = stats.wal.unwrap();
+        !stats.states.exposed && wal.keeper_trouble.is_none() && wal.keeper_failures > 0
+    });
+    topic.send(value(taken).as_bytes()).unwrap();
+    let stats = pipeline.close(SOON).unwrap().stats;
+    assert_eq!(stats.books.delivered as usize, taken + 1);
+    let values: Vec<_> = seen.records().into_iter().map(|r| r.value.unwrap()).collect();
+    assert!(values.iter().enumerate().all(|(n, v)| *v == value(n).as_bytes()));
 }

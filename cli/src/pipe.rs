@@ -102,6 +102,8 @@ struct Run {
     lines_refused: AtomicU64,
     /// Held, and never let go, by whoever ends the run.
     ending: Mutex<()>,
+    /// A signal came: its thread ends the run.
+    signalled: AtomicBool,
     /// A line was skipped.
     skipped: AtomicBool,
 }
@@ -131,13 +133,18 @@ pub fn run(args: Args) -> Result<ExitCode, Box<dyn Error>> {
         began: Instant::now(),
         lines_refused: AtomicU64::new(0),
         ending: Mutex::new(()),
+        signalled: AtomicBool::new(false),
         skipped: AtomicBool::new(false),
     });
     end_on_signal(signals, run.clone())?;
     let progress = show_progress(&run)?;
     pump(&run, &topic)?;
-    // Without limit: a signal cuts it short by closing the pipeline.
-    while run.pipeline.flush(Duration::from_secs(3600)).is_err() {}
+    // Without limit; a signal cuts it short by closing the pipeline.
+    while run.pipeline.flush(Duration::from_secs(3600)).is_err() {
+        if run.signalled.load(Ordering::Acquire) {
+            park();
+        }
+    }
     let _ending = run.ending.lock();
     finish(&run, false, progress.as_ref())
 }
@@ -211,6 +218,7 @@ fn end_on_signal(mut signals: Signals, run: Arc<Run>) -> std::io::Result<()> {
         if signals.forever().next().is_some() {
             // Kept to the end of the process: the other thread waits for it there.
             let _ending = run.ending.lock();
+            run.signalled.store(true, Ordering::Release);
             let code = finish(&run, true, None).unwrap_or_else(|e| {
                 say(format_args!("{e}"));
                 ExitCode::FAILURE

@@ -1,6 +1,9 @@
 //! `forebay pipe` killed with SIGKILL at random moments, and started again on the same
 //! directory with new input.
 //!
+//! The judge can fail: with `--loss-window-ms 4000` and the same second of allowance, it found
+//! 8,528 lines lost.
+//!
 //! `FOREBAY_KILL_ROUNDS` sets the rounds (5), `FOREBAY_SEED` the moments; both are printed.
 
 mod pipe_common;
@@ -13,7 +16,8 @@ use pipe_common as common;
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-const LINES_PER_S: u64 = 30_000;
+/// Slow, and the loss window decides when a line is journaled; fast, and the lane's room does.
+const LINES_PER_S: [u64; 2] = [4_000, 30_000];
 /// The default of `--loss-window-ms`.
 const LOSS_WINDOW: Duration = Duration::from_secs(1);
 /// The default of `in_flight_max_records`: what a crash may repeat, beside what was
@@ -48,18 +52,22 @@ fn kill_rounds(pause: bool) {
     let Some(mut kafka) = Kafka::start(KafkaOptions::default()) else { return };
     let topic = kafka.topic("killed", 3);
     let dir = private_dir();
-    let count = std::env::var("FOREBAY_KILL_ROUNDS").map_or(5, |n| n.parse().expect("a number"));
+    let count: usize =
+        std::env::var("FOREBAY_KILL_ROUNDS").map_or(5, |n| n.parse().expect("a number"));
     let seed = seed();
     say(&format!("killed (paused: {pause}): {count} rounds, FOREBAY_SEED={seed}"));
     let mut random = Random::new(seed);
     let mut rounds: Vec<Round> = Vec::new();
     let mut bytes = 0;
-    for _ in 0..count {
+    for round in 0..count {
         let first = rounds.last().map_or(0, |r| r.end);
         let mut running =
             Running::start(common::pipe(kafka.brokers(), &topic, dir.path())).unwrap();
-        let feeder =
-            Feeder::start(running.take_stdin(), LogLines::new(seed, 0, first), LINES_PER_S);
+        let feeder = Feeder::start(
+            running.take_stdin(),
+            LogLines::new(seed, 0, first),
+            LINES_PER_S[round % 2],
+        );
         if pause {
             // The broker may still stand from the round before, and goes on under this one.
             sleep_ms(random.within(0, 1000));
@@ -99,7 +107,7 @@ fn kill_rounds(pause: bool) {
     let (late_survivors, disorder): (Vec<Disorder>, Vec<Disorder>) =
         audit.disorder.iter().partition(|d| is_late_survivor(d, &rounds));
     let holes = holes(&audit, &keys, &rounds);
-    let bound = rounds.len() as u64 * (IN_FLIGHT_MAX_RECORDS + LINES_PER_S);
+    let bound = rounds.len() as u64 * (IN_FLIGHT_MAX_RECORDS + LINES_PER_S[1]);
     say(&format!(
         "killed (paused: {pause}): {} lines, {:.1} MB, {} rounds; {} accepted over a second before \
          their kill, lost of these {}; lost in the last second {in_window}; in the topic {}, \

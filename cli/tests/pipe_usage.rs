@@ -3,9 +3,10 @@
 mod pipe_common;
 
 use forebay_testkit::process::Running;
-use forebay_testkit::{dead_port, private_dir};
+use forebay_testkit::{dead_port, private_dir, say};
 use pipe_common as common;
 use std::os::unix::fs::PermissionsExt;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 const LIMIT: Duration = Duration::from_secs(20);
@@ -131,4 +132,25 @@ fn a_directory_that_another_process_holds() {
     let third = third.wait(LIMIT);
     assert_eq!(third.code(), Some(0), "{third:?}");
     common::closing(&third);
+}
+
+/// On a file system of its own, in a mount namespace that ends with the process.
+#[test]
+fn a_disk_that_is_full_at_open() {
+    let mut probe = Command::new("unshare");
+    probe.args(["-rm", "mount", "-t", "tmpfs", "tmpfs", "/mnt"]);
+    if !probe.output().is_ok_and(|out| out.status.success()) {
+        say("SKIPPED a_disk_that_is_full_at_open: no mount namespace for this user");
+        return;
+    }
+    let dir = private_dir();
+    let mut command = Command::new("unshare");
+    command.args(["-rm", "sh", "-c"]);
+    command.arg("mount -t tmpfs -o size=200k,mode=700 tmpfs \"$0\" && exec \"$@\"");
+    command.arg(dir.path());
+    let pipe = common::pipe(&nowhere(), "t", dir.path());
+    command.arg(pipe.get_program()).args(pipe.get_args());
+    let ended = common::run(command, b"x\n", LIMIT);
+    let name = dir.path().display().to_string();
+    common::assert_refused(&ended, 1, &[&name, "No space left"]);
 }

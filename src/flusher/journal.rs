@@ -37,6 +37,9 @@ impl Flusher {
 
     fn journal_while(&mut self, mut wanted: impl FnMut(&mut Flusher) -> bool) -> bool {
         let mut prepared = 0u64;
+        if let Some(wal) = &mut self.wal {
+            wal.set_unix_ms(self.clock.unix_ms());
+        }
         while wanted(self) {
             let Some((lsn, frame)) = self.seq.next_append(Lsn(u64::MAX)) else { return true };
             let Some(wal) = &mut self.wal else { return false };
@@ -52,27 +55,32 @@ impl Flusher {
                 Ok(position) => {
                     self.seq.appended(lsn, position);
                     self.release();
-                    self.changed = true;
+                    self.wal_works();
                 }
                 Err(e) => {
-                    self.append_failed(e);
+                    self.append_failed("append", e);
                     return false;
                 }
             }
         }
-        if self.changed && self.figures.wal_unavailable.is_some() {
-            self.figures.wal_unavailable = None;
-        }
         true
     }
 
-    fn append_failed(&mut self, error: AppendError) {
-        if error == AppendError::NotReady {
-            if let Some(keeper) = &self.keeper {
-                keeper.wake();
-            }
-        } else {
-            self.wal_failed(&error.to_string());
+    pub(super) fn append_failed(&mut self, what: &str, error: AppendError) {
+        // Whatever it was, the keeper's next turn may mend it: it prepares segments and unlinks.
+        if let Some(keeper) = &self.keeper {
+            keeper.wake();
+        }
+        if error != AppendError::NotReady {
+            self.wal_failed(&format!("{what}: {error}"));
+        }
+    }
+
+    /// The log just served: whatever was wrong is over.
+    pub(super) fn wal_works(&mut self) {
+        self.changed = true;
+        if let Some(was) = self.figures.wal_unavailable.take() {
+            tracing::info!(reason = %was, "the write-ahead log works again");
         }
     }
 

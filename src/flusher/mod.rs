@@ -90,6 +90,8 @@ pub(crate) struct Flusher {
     flush_seen: u64,
     names: Vec<Arc<str>>,
     lane_stalled: bool,
+    /// The sink's state knows of every topic announced; it is to be published.
+    announced: bool,
     rebuilding: bool,
     instance_broken: Option<String>,
     close: Option<u64>,
@@ -120,6 +122,8 @@ struct Figures {
     quarantined: u64,
     findings: Vec<String>,
     lost_at_most: u64,
+    /// Recovered records: each may have been handed over by the run before.
+    handed_before: u64,
     accepted_before: u64,
     delivered_before: u64,
     memory_bytes: u64,
@@ -187,6 +191,7 @@ impl Flusher {
             wal_unavailable: None,
             quarantined: damage.ranges_quarantined + damage.segments_foreign,
             findings: damage.findings.clone(),
+            handed_before: recovery.records,
             lost_at_most: before.unsafe_records,
             accepted_before: before.accepted,
             delivered_before: before.delivered,
@@ -218,6 +223,7 @@ impl Flusher {
             flush_seen: 0,
             names: Vec::new(),
             lane_stalled: false,
+            announced: false,
             rebuilding: false,
             instance_broken: None,
             close: None,
@@ -226,6 +232,12 @@ impl Flusher {
             changed: true,
             figures,
         }
+    }
+
+    /// Switches rules of the sequence off, to see that the simulator's checker notices.
+    #[cfg(test)]
+    pub(crate) fn break_rules(&mut self, broken: crate::sequence::Broken) {
+        self.seq.broken = broken;
     }
 
     /// One turn at `now_ns`.
@@ -346,10 +358,14 @@ impl Flusher {
         if self.close.is_none() {
             self.close = self.shared.close_deadline_ns();
         }
-        if self.shared.announced.swap(false, crate::sync::Ordering::AcqRel) {
-            for topic in self.shared.announce.lock().drain(..) {
+        if self.shared.announced.load(crate::sync::Ordering::Acquire) {
+            let topics = std::mem::take(&mut *self.shared.announce.lock());
+            for topic in topics {
                 self.sink.announce(&topic);
             }
+            self.ask_sink(self.last_look_ns);
+            self.announced = true;
+            self.changed = true;
         }
         self.shared.take_hurry()
     }

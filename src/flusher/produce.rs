@@ -4,7 +4,7 @@ use super::{Flusher, PRODUCE_PER_LOOK, Parked, RECORD_OVERHEAD_BYTES, STATE_EVER
 use crate::report::{Opaque, Outcome, Report};
 use crate::sequence::{Backlog, End, Next, Source, Verdict};
 use crate::sink::ProduceError;
-use crate::wal::{ReadError, ReadItem};
+use crate::wal::{AppendError, ReadError, ReadItem};
 
 /// What came of offering one record to the sink.
 enum Offer {
@@ -13,6 +13,12 @@ enum Offer {
     Stop,
     /// The record is out of the way; go on with the next.
     Skip,
+}
+
+/// Why a record could not be set aside yet.
+enum NotAside {
+    Append(AppendError),
+    Read(std::io::ErrorKind),
 }
 
 impl Flusher {
@@ -45,7 +51,7 @@ impl Flusher {
     }
 
     /// Asks the sink how it is, and rebuilds it if it must be.
-    fn ask_sink(&mut self, now_ns: u64) {
+    pub(super) fn ask_sink(&mut self, now_ns: u64) {
         self.sink_asked_ns = now_ns;
         let state = self.sink.state();
         self.changed |= state != self.sink_state;
@@ -219,8 +225,13 @@ impl Flusher {
             let Some((lsn, source)) = self.seq.source_of(parked.opaque) else { continue };
             let end = match self.set_aside(&parked, lsn, source) {
                 Ok(end) => end,
-                Err(why) => {
-                    self.wal_failed(&why);
+                Err(NotAside::Append(error)) => {
+                    self.append_failed("set-aside", error);
+                    self.parked.push_front(parked);
+                    return;
+                }
+                Err(NotAside::Read(kind)) => {
+                    self.wal_failed(&format!("read: {kind}"));
                     self.parked.push_front(parked);
                     return;
                 }
@@ -237,7 +248,7 @@ impl Flusher {
         parked: &Parked,
         lsn: crate::record::Lsn,
         source: Source<crate::lane::Frame>,
-    ) -> Result<End, String> {
+    ) -> Result<End, NotAside> {
         let reason = parked.reason;
         let Some(wal) = &mut self.wal else { return Ok(End::Dropped(reason.name)) };
         let now = self.clock.unix_ms();
@@ -245,20 +256,21 @@ impl Flusher {
         let record = match source {
             Source::Memory(frame) => match self.drain.view(&frame) {
                 Some(view) => view,
-                None => return Err("the frame is gone".into()),
+                // A frame that memory still names is held; a fork's child never gets here.
+                None => return Ok(End::Dropped("damaged")),
             },
             Source::Log(position) => match wal.read_at(position) {
                 Ok(read) => {
                     copy = read.record.body.to_vec();
                     crate::record::RecordView { body: &copy, ..read.record }
                 }
-                Err(ReadError::Storage(kind)) => return Err(format!("read: {kind}")),
+                Err(ReadError::Storage(kind)) => return Err(NotAside::Read(kind)),
                 Err(_) => return Ok(End::Dropped("damaged")),
             },
         };
         match wal.set_aside(lsn, &record, reason.name, reason.code, now) {
             Ok(_) => Ok(End::SetAside(reason.name)),
-            Err(e) => Err(format!("set-aside: {e}")),
+            Err(error) => Err(NotAside::Append(error)),
         }
     }
 }

@@ -41,6 +41,7 @@ impl Flusher {
                 tracing::error!("records are older than the loss window and not in the log");
             }
         }
+        self.changed |= self.keeper.as_ref().is_some_and(|k| k.take_changed());
         // An age grows without anything changing: it is republished as long as there is one.
         if self.changed || oldest_unsafe_ns.is_some() || self.shared.has_waiters() {
             self.changed = false;
@@ -51,6 +52,9 @@ impl Flusher {
             let mut published = self.shared.published.lock();
             self.fill_stats(&mut published.stats, totals, age_ns);
             published.sink.clone_from(&self.sink_state);
+            if std::mem::take(&mut self.announced) {
+                self.shared.announcement_published();
+            }
         }
         self.shared.notify();
     }
@@ -77,7 +81,7 @@ impl Flusher {
             spilled: books.spilled(),
             replayed: books.replayed(),
             refused: self.shared.lanes.refused().iter().sum(),
-            duplicates_possible: books.duplicates_possible,
+            duplicates_possible: self.figures.handed_before + books.duplicates_possible,
             reordered: books.reordered,
         }
     }
@@ -121,13 +125,21 @@ impl Flusher {
         let named = crate::error::SendError::ALL.iter().zip(refused);
         stats.refused.extend(named.filter(|(_, n)| *n > 0).map(|(e, n)| (e.name(), n)));
         let f = &self.figures;
-        stats.wal = self.wal.as_ref().map(|wal| WalStats {
-            bytes: wal.bytes_on_disk(),
-            damaged_records: self.seq.books().damaged,
-            quarantined: f.quarantined,
-            append_failures: f.append_failures,
-            unavailable: f.wal_unavailable.clone(),
-            findings: f.findings.clone(),
+        stats.wal = self.wal.as_ref().zip(self.keeper.as_ref()).map(|(wal, keeper)| {
+            let log = wal.stats();
+            let (keeper_failures, keeper_trouble) = keeper.trouble();
+            WalStats {
+                bytes: log.bytes_on_disk,
+                segments: log.segments,
+                sync_failures: log.sync_failures,
+                keeper_failures,
+                keeper_trouble,
+                damaged_records: self.seq.books().damaged,
+                quarantined: f.quarantined + log.ranges_quarantined,
+                append_failures: f.append_failures,
+                unavailable: f.wal_unavailable.clone(),
+                findings: f.findings.clone(),
+            }
         });
         let s = &self.sink_state;
         let disconnected =

@@ -179,6 +179,12 @@ impl Lanes {
         self.send_on(self.lane_of_thread(), r)
     }
 
+    /// [`Lanes::send`] as a thread of this lane, for the simulator: it is all threads in one.
+    #[cfg(test)]
+    pub(crate) fn send_as(&self, lane: usize, r: &OutRecord<'_>) -> Result<(), SendError> {
+        self.send_on(lane, r)
+    }
+
     /// Takes a record whose value `f` writes in place: `f` gets `len_max` bytes with arbitrary
     /// old contents and returns how many from the front are the value. `meta.value` is ignored.
     /// When `f` panics, the panic goes on to the caller and no record was sent. Records that

@@ -6,141 +6,10 @@
 
 use super::books::Books;
 use super::inflight::{InFlight, NO_SLOT, State};
+use super::words::{Backlog, End, Finished, Journal, Limits, Next, Popped, Source, Verdict};
 use crate::record::{LogPosition, Lsn, TopicId};
-use crate::report::{Opaque, Outcome, Reason, Scope};
+use crate::report::{Opaque, Outcome, Scope};
 use std::collections::VecDeque;
-
-/// When a record must be in the log.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub enum Journal {
-    /// There is no log.
-    Off,
-    /// When age or pressure say so.
-    Spill,
-    /// Before it is handed to the sink (`loss_window` 0).
-    First,
-}
-
-/// Bounds of a sequence.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub struct Limits {
-    /// Most numbers between `acked` and `produced`.
-    pub in_flight_max_records: usize,
-    /// Most bytes of them; one record alone is always let through.
-    pub in_flight_max_bytes: u64,
-    /// When a record must be in the log.
-    pub journal: Journal,
-}
-
-/// A record that the flusher took from a lane.
-#[derive(Clone, Copy, Hash, Debug)]
-pub struct Popped<F> {
-    /// The arena's frame; the sequence only carries it.
-    pub frame: F,
-    /// Its topic.
-    pub topic: TopicId,
-    /// Bytes it counts against the span.
-    pub bytes: u32,
-    /// When it came, never later than the truth.
-    pub arrival_ns: u64,
-    /// Its receipt, or `u32::MAX`.
-    pub receipt: u32,
-}
-
-/// Where a record's bytes lie.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub enum Source<F> {
-    /// In the arena.
-    Memory(F),
-    /// In the log.
-    Log(LogPosition),
-}
-
-/// The next step of the `produced` cursor.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub enum Next<F> {
-    /// Hand this one to the sink, then say [`Sequence::handed`].
-    Produce {
-        /// What the sink gets and reports back.
-        opaque: Opaque,
-        /// Its number.
-        lsn: Lsn,
-        /// Its bytes.
-        source: Source<F>,
-    },
-    /// The next record lies in the log: read it and say [`Sequence::admit`], or
-    /// [`Sequence::caught_up`] where there is none.
-    Read,
-    /// The span is full: reports come first.
-    SpanFull,
-    /// The next record must be journaled before it may be produced.
-    JournalFirst,
-    /// Nothing to do.
-    Idle,
-}
-
-/// A frame read from the backlog.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub struct Backlog {
-    /// Its number.
-    pub lsn: Lsn,
-    /// Where it lies.
-    pub position: LogPosition,
-    /// Its topic.
-    pub topic: TopicId,
-    /// Bytes it counts against the span.
-    pub bytes: u32,
-    /// Its receipt, or `u32::MAX`.
-    pub receipt: u32,
-}
-
-/// How a record ended.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub enum End {
-    /// Reported as persisted.
-    Delivered,
-    /// In the set-aside log, for this reason.
-    SetAside(&'static str),
-    /// Given up and counted, for this reason.
-    Dropped(&'static str),
-}
-
-/// A record that became final.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub struct Finished {
-    /// Its number.
-    pub lsn: Lsn,
-    /// Its topic.
-    pub topic: TopicId,
-    /// Its receipt, or `u32::MAX`.
-    pub receipt: u32,
-    /// When it came; `None` for a record read from the log.
-    pub arrival_ns: Option<u64>,
-    /// How it ended.
-    pub end: End,
-}
-
-/// What a report means.
-#[derive(Clone, Copy, PartialEq, Debug)]
-pub enum Verdict<F> {
-    /// Of an older instance or of a record that is final: nothing happens.
-    Stale,
-    /// The record is final now.
-    Finished(Finished),
-    /// It can't be delivered: set it aside and say [`Sequence::finish`]. Until then it is parked.
-    SetAside {
-        /// Its number.
-        lsn: Lsn,
-        /// Its bytes.
-        source: Source<F>,
-        /// Why.
-        reason: Reason,
-    },
-    /// It will be produced again by the same instance.
-    Again,
-    /// The instance is unusable: rebuild it, then say [`Sequence::rebuilt`].
-    Rebuild(Reason),
-}
 
 #[derive(Clone, Hash, Debug)]
 struct Held<F> {
@@ -341,8 +210,13 @@ impl<F: Copy> Sequence<F> {
         self.backlog
     }
 
-    /// A record read at the `produced` cursor. The reader stands behind it now.
+    /// A record read at the `produced` cursor. The reader stands behind it now. One that was
+    /// admitted before is passed over: a reader that is set up anew starts at the last of them.
     pub fn admit(&mut self, frame: Backlog) {
+        if frame.lsn < self.produced {
+            return;
+        }
+        self.backlog = Some(frame.position);
         let slot = self.in_flight.admit(frame.lsn, frame.topic, frame.bytes, frame.receipt);
         if let Some(entry) = self.in_flight.get_mut(slot) {
             entry.journaled = Some(frame.position);
@@ -384,13 +258,18 @@ impl<F: Copy> Sequence<F> {
                     None => Verdict::Stale,
                 }
             }
-            Outcome::Failed { scope: Scope::Transient, possibly_persisted, .. } => {
+            Outcome::Failed { scope: Scope::Transient, possibly_persisted: false, .. } => {
                 self.books.reordered += 1;
-                self.books.duplicates_possible += u64::from(possibly_persisted);
                 self.in_flight.again(slot);
                 Verdict::Again
             }
-            Outcome::Failed { scope: Scope::Instance, reason, possibly_persisted } => {
+            // Whatever the broker may hold already is produced again by a new instance only: the
+            // old one might still deliver it behind the second copy.
+            Outcome::Failed {
+                scope: Scope::Instance | Scope::Transient,
+                reason,
+                possibly_persisted,
+            } => {
                 self.books.duplicates_possible += u64::from(possibly_persisted);
                 self.in_flight.again(slot);
                 Verdict::Rebuild(reason)
@@ -610,5 +489,26 @@ impl<F: Copy> Sequence<F> {
     #[must_use]
     pub fn books(&self) -> &Books {
         &self.books
+    }
+}
+
+#[cfg(test)]
+impl<F: Copy> Sequence<F> {
+    /// What decides the future, for the explorer: no counter that only grows, and of a frame
+    /// only what `of_frame` says.
+    pub(crate) fn canonical<T: std::hash::Hash>(
+        &self,
+        of_frame: impl Fn(F) -> T,
+        to: &mut impl std::hash::Hasher,
+    ) {
+        use std::hash::Hash;
+        (self.next, self.produced, self.journaled, self.backlog.is_some()).hash(to);
+        for held in &self.memory {
+            (held.done, held.slot == NO_SLOT).hash(to);
+            if !held.done {
+                of_frame(held.popped.frame).hash(to);
+            }
+        }
+        self.in_flight.canonical(to);
     }
 }

@@ -17,7 +17,7 @@
 //! 1. **Journal order.** A record enters the log only after every earlier record that is not
 //!    final has entered it.
 //! 2. **Produced once.** Within one instance each number is produced once, unless its report
-//!    says that it was not persisted.
+//!    says that it was not persisted. What may be persisted waits for a new instance.
 //! 3. **Span.** At most `in_flight_max_records` numbers and `in_flight_max_bytes` bytes lie
 //!    between `acked` and `produced`.
 //! 4. **Release after journal.** An arena frame is released once its record is final or the
@@ -27,11 +27,13 @@ mod books;
 mod cursors;
 mod inflight;
 pub mod policy;
+mod words;
 
 pub use books::{Books, Counts, TopicBooks};
-pub use cursors::{
-    Backlog, End, Finished, Journal, Limits, Next, Popped, Sequence, Source, Verdict,
-};
+#[cfg(test)]
+pub(crate) use cursors::Broken;
+pub use cursors::Sequence;
+pub use words::{Backlog, End, Finished, Journal, Limits, Next, Popped, Source, Verdict};
 
 #[cfg(test)]
 mod tests;

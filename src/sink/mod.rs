@@ -3,14 +3,19 @@
 //! A sink is driven by the flusher alone, from one thread. It never waits inside any call
 //! except [`Sink::close`].
 
-pub use crate::record::{Header, Headers, RecordView, Shape, TopicId};
+pub use crate::record::{
+    ANY_PARTITION, HEADER_NAME_BYTES_MAX, HEADERS_MAX, Header, Headers, RecordView, Shape, TopicId,
+};
 pub use crate::report::{Opaque, Outcome, Reason, Report, Scope};
 
 mod memory;
 pub use memory::{MemoryHandle, MemoryRecord, MemorySink};
 
-#[cfg(feature = "kafka")]
+#[cfg(all(feature = "kafka", feature = "internals"))]
 pub mod kafka;
+#[cfg(all(feature = "kafka", not(feature = "internals")))]
+#[allow(dead_code, unused_imports)]
+pub(crate) mod kafka;
 
 #[cfg(any(feature = "embedded", all(test, feature = "kafka")))]
 pub mod embedded;
@@ -72,7 +77,7 @@ pub trait Sink: Send {
     fn serve(&mut self, now_ns: u64, reports: &mut Vec<Report>);
 
     /// Called before the flusher sleeps when a report may be waited for: a sink that can wake it
-    /// does so through the [`crate::wake::Waker`] it was built with. Returns the longest time,
+    /// does so through the waker it was built with. Returns the longest time,
     /// in nanoseconds, after which `serve` must be called again, if there is one.
     fn next_deadline_ns(&mut self, now_ns: u64) -> Option<u64> {
         let _ = now_ns;

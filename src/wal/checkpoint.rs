@@ -230,6 +230,8 @@ impl CheckpointWriter {
             Some(file) => file.clone(),
             None => {
                 let file = storage.open_or_create(SLOTS[self.current])?;
+                // A slot whose name a power cut can take is not there, however well synced.
+                storage.sync_dir()?;
                 self.files[self.current] = Some(file.clone());
                 file
             }

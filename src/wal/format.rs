@@ -1,4 +1,4 @@
-//! Owns the bytes on disk: segment header, frames, seal and its locator. Normative.
+//! Owns the bytes on disk: segment header and frames; the seal's code is in `seal`. Normative.
 //!
 //! Everything is little-endian. Version 1.
 //!
@@ -8,9 +8,9 @@
 //! | offset | size | what |
 //! |---|---|---|
 //! | 0 | 128 | header |
-//! | 256 | 32 | seal locator, zero until the segment is sealed |
+//! | 256 | 40 | seal locator, zero until the segment is sealed |
 //! | 512 | 128 | copy of the header, in a sector of its own |
-//! | 768 | 32 | copy of the seal locator |
+//! | 768 | 40 | copy of the seal locator |
 //! | 1024 | | frames, each at a multiple of 8, to the first zero commit word |
 //!
 //! # Header
@@ -77,8 +77,9 @@
 //! | 0 | 8 | offset of the seal frame |
 //! | 8 | 8 | its length |
 //! | 16 | 8 | frame number of the next record after this segment |
-//! | 24 | 4 | reserved, 0 |
-//! | 28 | 4 | CRC-32, seeded with the salt, of bytes 0 to 27 |
+//! | 24 | 8 | last LSN, as in the seal |
+//! | 32 | 4 | reserved, 0 |
+//! | 36 | 4 | CRC-32, seeded with the salt, of bytes 0 to 35 |
 //!
 //! # What is assumed of the medium
 //! An aligned 8-byte store is never torn in memory. On disk a sector of 512 bytes is old or
@@ -86,7 +87,6 @@
 //! it was called; a directory's sync covers names. A mapping promises nothing else.
 
 use crate::record::{Shape, TopicId};
-use std::sync::Arc;
 
 pub(super) const MAGIC: [u8; 8] = *b"FOREBAYW";
 /// The format version that this code writes.
@@ -97,12 +97,7 @@ pub const HEADER_AREA_BYTES: u64 = 1024;
 pub const FRAME_HEADER_BYTES: usize = at::FRAME_HEADER_END;
 /// Where the two copies of a segment's header stand.
 pub(super) const HEADER_AT: [u64; 2] = [0, 512];
-/// Where the two copies of the seal locator stand.
-pub(super) const LOCATOR_AT: [u64; 2] = [256, 768];
 pub(super) const SEGMENT_HEADER_BYTES: usize = at::SEGMENT_HEADER_END;
-pub(super) const LOCATOR_BYTES: usize = at::LOCATOR_END;
-pub(super) const SEAL_FIXED_BYTES: usize = at::SEAL_TOPICS_BEGIN;
-pub(super) const SEAL_ROW_BYTES: usize = 10;
 pub(super) const ASIDE_PREFIX_BYTES: usize = 12;
 /// Longest reason that a set-aside record keeps; longer ones are cut.
 pub const REASON_BYTES_MAX: usize = 1024;
@@ -143,21 +138,6 @@ mod at {
     pub const VALUE_LEN: usize = KEY_LEN + 4;
     pub const FRAME_HEADER_END: usize = VALUE_LEN + 4;
     const _: () = assert!(FRAME_HEADER_END == 56);
-
-    pub const SEAL_RECORDS: usize = 0;
-    pub const SEAL_FIRST_LSN: usize = SEAL_RECORDS + 8;
-    pub const SEAL_LAST_LSN: usize = SEAL_FIRST_LSN + 8;
-    pub const SEAL_NEXT_FRAME: usize = SEAL_LAST_LSN + 8;
-    pub const SEAL_TOPICS: usize = SEAL_NEXT_FRAME + 8;
-    pub const SEAL_TOPICS_BEGIN: usize = SEAL_TOPICS + 4 + 4;
-    const _: () = assert!(SEAL_TOPICS_BEGIN == 40);
-
-    pub const LOCATOR_OFFSET: usize = 0;
-    pub const LOCATOR_LEN: usize = LOCATOR_OFFSET + 8;
-    pub const LOCATOR_NEXT_FRAME: usize = LOCATOR_LEN + 8;
-    pub const LOCATOR_CRC: usize = LOCATOR_NEXT_FRAME + 8 + 4;
-    pub const LOCATOR_END: usize = LOCATOR_CRC + 4;
-    const _: () = assert!(LOCATOR_END == 32);
 }
 
 pub(super) fn put<const N: usize>(to: &mut [u8], at: usize, bytes: [u8; N]) {
@@ -465,93 +445,6 @@ fn frame_crc(salt: u32, header: &[u8], prefix: &[u8], body: &[u8]) -> u32 {
 /// The commit word of an encoded header.
 pub(super) fn commit_word(header: &[u8; FRAME_HEADER_BYTES]) -> u64 {
     get_u64(header, 0)
-}
-
-/// A segment's counts.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct Seal {
-    /// Records in it.
-    pub records: u64,
-    /// Lowest LSN.
-    pub first_lsn: u64,
-    /// Highest LSN.
-    pub last_lsn: u64,
-    /// Frame number of the record after it.
-    pub next_frame: u64,
-    /// Topics by their number in the segment.
-    pub topics: Vec<(Arc<str>, u64)>,
-}
-
-impl Seal {
-    pub(super) fn encode(&self) -> Vec<u8> {
-        let mut b = vec![0; SEAL_FIXED_BYTES];
-        put(&mut b, at::SEAL_RECORDS, self.records.to_le_bytes());
-        put(&mut b, at::SEAL_FIRST_LSN, self.first_lsn.to_le_bytes());
-        put(&mut b, at::SEAL_LAST_LSN, self.last_lsn.to_le_bytes());
-        put(&mut b, at::SEAL_NEXT_FRAME, self.next_frame.to_le_bytes());
-        put(&mut b, at::SEAL_TOPICS, (self.topics.len() as u32).to_le_bytes());
-        for (name, records) in &self.topics {
-            b.extend_from_slice(&records.to_le_bytes());
-            b.extend_from_slice(&(name.len() as u16).to_le_bytes());
-            b.extend_from_slice(name.as_bytes());
-        }
-        b
-    }
-
-    pub(super) fn decode(b: &[u8]) -> Option<Seal> {
-        let (fixed, mut rest) = b.split_at_checked(SEAL_FIXED_BYTES)?;
-        let mut seal = Seal {
-            records: get_u64(fixed, at::SEAL_RECORDS),
-            first_lsn: get_u64(fixed, at::SEAL_FIRST_LSN),
-            last_lsn: get_u64(fixed, at::SEAL_LAST_LSN),
-            next_frame: get_u64(fixed, at::SEAL_NEXT_FRAME),
-            topics: Vec::new(),
-        };
-        for _ in 0..get_u32(fixed, at::SEAL_TOPICS) {
-            let (row, after) = rest.split_at_checked(SEAL_ROW_BYTES)?;
-            let (name, after) = after.split_at_checked(get_u16(row, 8) as usize)?;
-            seal.topics.push((std::str::from_utf8(name).ok()?.into(), get_u64(row, 0)));
-            rest = after;
-        }
-        Some(seal)
-    }
-}
-
-/// Where a segment's seal is.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) struct Locator {
-    pub offset: u64,
-    pub length: u64,
-    pub next_frame: u64,
-}
-
-impl Locator {
-    pub(super) fn encode(&self, salt: u32) -> [u8; LOCATOR_BYTES] {
-        let mut b = [0; LOCATOR_BYTES];
-        put(&mut b, at::LOCATOR_OFFSET, self.offset.to_le_bytes());
-        put(&mut b, at::LOCATOR_LEN, self.length.to_le_bytes());
-        put(&mut b, at::LOCATOR_NEXT_FRAME, self.next_frame.to_le_bytes());
-        let mut crc = crc32fast::Hasher::new_with_initial(salt);
-        crc.update(&b[..at::LOCATOR_CRC]);
-        put(&mut b, at::LOCATOR_CRC, crc.finalize().to_le_bytes());
-        b
-    }
-
-    /// The first good copy in a segment's header area.
-    pub(super) fn find(area: &[u8], salt: u32) -> Option<Locator> {
-        LOCATOR_AT.iter().find_map(|at| {
-            let b = area.get(*at as usize..*at as usize + LOCATOR_BYTES)?;
-            let mut crc = crc32fast::Hasher::new_with_initial(salt);
-            crc.update(&b[..at::LOCATOR_CRC]);
-            let locator = Locator {
-                offset: get_u64(b, at::LOCATOR_OFFSET),
-                length: get_u64(b, at::LOCATOR_LEN),
-                next_frame: get_u64(b, at::LOCATOR_NEXT_FRAME),
-            };
-            let holds = crc.finalize() == get_u32(b, at::LOCATOR_CRC);
-            (holds && locator.offset >= HEADER_AREA_BYTES && locator.length > 0).then_some(locator)
-        })
-    }
 }
 
 /// What a set-aside record says beside the record.

@@ -2,10 +2,8 @@
 
 use super::checkpoint::CheckpointData;
 use super::cursor::{Cursor, Found};
-use super::format::{
-    FRAME_HEADER_BYTES, FrameHeader, FrameKind, HEADER_AREA_BYTES, HeaderVerdict, Locator, Seal,
-    SegmentHeader, SegmentKind, SET_ASIDE_DIR, SetAsideNote, number_of, segment_name,
-};
+use super::format::{FRAME_HEADER_BYTES, FrameHeader, FrameKind, HEADER_AREA_BYTES, HeaderVerdict, SegmentHeader, SegmentKind, SET_ASIDE_DIR, SetAsideNote, number_of, segment_name};
+use super::seal::{Locator, Seal};
 use super::reader::read_seal;
 use super::recover::newest_checkpoint;
 use super::storage::{Storage, StorageFile};
@@ -128,7 +126,7 @@ impl FrameWalk {
     ///
     /// # Errors
     /// When the file can't be read.
-    pub fn next(&mut self) -> io::Result<Option<Inspected<'_>>> {
+    pub fn next_frame(&mut self) -> io::Result<Option<Inspected<'_>>> {
         Ok(match self.cursor.next()? {
             Found::End { from, to } if to > from => {
                 self.cursor.pos = self.cursor.limit;

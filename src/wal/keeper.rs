@@ -24,6 +24,8 @@ pub struct WalKeeper {
     pub(super) checkpoint: CheckpointWriter,
     pub(super) synced_at_ns: Option<u64>,
     pub(super) synced_asides: u64,
+    /// Segments of earlier runs: the process that wrote them may have died before its sync.
+    pub(super) recovered: Vec<(SegmentKind, u64)>,
 }
 
 /// What one step of the keeper did.
@@ -33,6 +35,8 @@ pub struct StepReport {
     pub prepared: bool,
     /// A sync returned.
     pub synced: bool,
+    /// Something was appended that no sync has covered yet.
+    pub unsynced: bool,
     /// The checkpoint was stored.
     pub checkpointed: bool,
     /// Segments removed.
@@ -78,6 +82,8 @@ impl WalKeeper {
         }
         let done = self.unlink_trimmed();
         report.unlinked = report.note("unlink", done).unwrap_or(0);
+        report.unsynced =
+            self.common.appended_below.load(Ordering::Acquire) != self.common.synced_below();
         report
     }
 
@@ -107,6 +113,17 @@ impl WalKeeper {
                 self.common.failed_segment.store(number, Ordering::Release);
                 self.common.sync_failures.fetch_add(1, Ordering::Relaxed);
                 first_error.get_or_insert(e);
+            }
+        }
+        for (kind, number) in std::mem::take(&mut self.recovered) {
+            // One descriptor at a time, however many segments there are.
+            match self.common.storage.open(&segment_name(kind, number)).and_then(|f| f.sync()) {
+                Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                    self.common.state.lock().failed.push(number);
+                    self.common.sync_failures.fetch_add(1, Ordering::Relaxed);
+                    first_error.get_or_insert(e);
+                }
+                _ => {}
             }
         }
         // Unmapped here, by the thread that may take long.
@@ -185,6 +202,8 @@ impl WalKeeper {
         let made = file
             .populate(0, bytes)
             .and_then(|()| file.file().sync())
+            // The manifest must never name a file that a power cut can take back.
+            .and_then(|()| storage.sync_dir())
             .and_then(|()| self.publish_manifest());
         if let Err(e) = made {
             let _ = storage.unlink(&name);

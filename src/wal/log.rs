@@ -180,6 +180,8 @@ impl Wal {
         let k = kind as usize;
         let Some(mut writer) = self.active[k].take() else { return };
         self.next_frame[k] = writer.next_frame;
+        // What is kept for `read_at` knows only the topics that were named when it was made.
+        self.random = self.random.take().filter(|c| c.header().number != writer.header.number);
         let frames_end = writer.end;
         let sealed = writer.seal().is_ok();
         if kind == SegmentKind::Main {

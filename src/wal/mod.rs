@@ -20,6 +20,7 @@ mod memory_storage;
 mod open;
 mod reader;
 mod recover;
+mod seal;
 mod segment;
 mod shared;
 mod storage;
@@ -29,12 +30,13 @@ mod types;
 
 pub use checkpoint::{CheckpointData, TopicBooks};
 pub use file_storage::FileStorage;
-pub use format::{FrameHeader, FrameKind, Seal, SegmentHeader, SegmentKind, SetAsideNote};
+pub use format::{FrameHeader, FrameKind, SegmentHeader, SegmentKind, SetAsideNote};
 pub use inspect::{FrameWalk, Inspected, SegmentSummary, inspect, inspect_checkpoint};
 pub use keeper::{StepReport, WalKeeper};
 pub use log::{Wal, WalStats};
 pub use memory_storage::{FaultPlan, MemoryStorage, StorageOp};
 pub use reader::Reader;
+pub use seal::Seal;
 pub use storage::{AppendFile, Storage, StorageFile};
 pub use types::{
     AppendError, DamageReport, LogRecord, ReadError, ReadItem, Recovery, SaltSource, WalOptions,

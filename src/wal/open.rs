@@ -50,8 +50,22 @@ impl Wal {
                 (free.saturating_add(used) / 2).min(WAL_BYTES_MAX_DEFAULT)
             }
         };
-        let mut recovery = opened.recovery;
-        recovery.damage.findings.shrink_to_fit();
+        let recovery = opened.recovery;
+        if options.wal_bytes_max.is_none()
+            && wal_bytes_max < 2 * options.segment_bytes
+            && recovery.records == 0
+        {
+            return Err(OpenError::Io {
+                what: format!(
+                    "the log may take {wal_bytes_max} bytes, half of what is free, and two \
+                     segments need {}; free more, or set wal_max_bytes and segment_bytes",
+                    2 * options.segment_bytes
+                ),
+                source: rustix::io::Errno::NOSPC.into(),
+            });
+        }
+        let recovered = opened.live.iter().map(|(number, (kind, _))| (*kind, *number)).collect();
+        let synced_below = recovery.first_lsn.unwrap_or(recovery.next_lsn).0;
         let common = Arc::new(Common {
             storage,
             wal_bytes_max,
@@ -63,7 +77,7 @@ impl Wal {
             }),
             appended_below: AtomicU64::new(recovery.next_lsn.0),
             aside_appends: AtomicU64::new(0),
-            synced_below: AtomicU64::new(recovery.next_lsn.0),
+            synced_below: AtomicU64::new(synced_below),
             failed_segment: AtomicU64::new(NO_SEGMENT),
             sync_failures: AtomicU64::new(0),
             ranges_quarantined: AtomicU64::new(0),
@@ -80,6 +94,7 @@ impl Wal {
             ),
             synced_at_ns: None,
             synced_asides: 0,
+            recovered,
         };
         let prepared = keeper.prepare(SegmentKind::Main);
         if let Err(source) = prepared

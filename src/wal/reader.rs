@@ -2,9 +2,8 @@
 //! segment.
 
 use super::cursor::{Cursor, Found};
-use super::format::{
-    FRAME_HEADER_BYTES, FrameHeader, FrameKind, HEADER_AREA_BYTES, LocalTopics, Seal, SegmentHeader,
-};
+use super::format::{FRAME_HEADER_BYTES, FrameHeader, FrameKind, HEADER_AREA_BYTES, LocalTopics, SegmentHeader};
+use super::seal::{Seal};
 use super::shared::BadRange;
 use super::storage::StorageFile;
 use super::types::{LogRecord, ReadError, ReadItem};

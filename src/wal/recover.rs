@@ -14,7 +14,7 @@
 //! | good header, no seal | walked to its end; zeroes behind the last frame are cut off |
 //! | good header, locator without its seal (cut file) | walked; the locator says how many records are gone |
 //! | every byte zero | prepared and never used: removed |
-//! | header area zero, bytes behind it | unfinished: moved to quarantine |
+//! | header area zero, bytes behind it; or a bad header and no byte behind it | unfinished: moved to quarantine |
 //! | newer version | moved to `newer-version/` |
 //! | bad header, wrong name, other kind, other log, other directory, unreadable | moved to quarantine |
 //! | named by the manifest and not there | counted |
@@ -22,10 +22,8 @@
 
 use super::checkpoint::{CheckpointData, Manifest, SLOTS, read_slots};
 use super::cursor::{Cursor, Found};
-use super::format::{
-    HEADER_AREA_BYTES, HeaderVerdict, LocalTopics, Locator, NEWER_DIR, QUARANTINE_DIR,
-    SET_ASIDE_DIR, SegmentHeader, SegmentKind, number_of, pad8, segment_name,
-};
+use super::format::{HEADER_AREA_BYTES, HeaderVerdict, LocalTopics, NEWER_DIR, QUARANTINE_DIR, SET_ASIDE_DIR, SegmentHeader, SegmentKind, number_of, pad8, segment_name};
+use super::seal::{Locator};
 use super::keeper::quarantine_range;
 use super::reader::{SegmentInfo, intern_all, read_seal};
 use super::shared::BadRange;
@@ -164,6 +162,11 @@ pub(super) fn recover(
             }
         }
     }
+    // What was lost behind the last good record is lost at its segment's end: new segments
+    // begin behind it, and a reader counts it whether any comes or not.
+    if let Some(last) = kept.back_mut() {
+        last.info.next_frame = next_frame[SegmentKind::Main as usize];
+    }
     let mut recovery = Recovery { next_lsn: Lsn(next_lsn), ..Recovery::default() };
     r.backlog(&mut kept, watermark, &mut recovery);
     recovery.checkpoint = checkpoint;
@@ -238,7 +241,7 @@ impl Recoverer<'_> {
             HeaderVerdict::Good(_) => {
                 self.set_apart(kind, number, "foreign", "its header names another segment");
             }
-            HeaderVerdict::Unused if is_zero(&*file, len)? => {
+            HeaderVerdict::Unused if is_zero(&*file, 0, len)? => {
                 // Prepared and never used, or an empty file: there is nothing to keep.
                 let _ = self.storage.unlink(&name);
             }
@@ -253,6 +256,10 @@ impl Recoverer<'_> {
                     Ok(()) => format!("segment {number:016x}: format version {version}, newer than this program; moved to {NEWER_DIR}/"),
                     Err(e) => format!("segment {number:016x}: format version {version}, newer than this program; left where it is: {e}"),
                 });
+            }
+            HeaderVerdict::Bad if is_zero(&*file, HEADER_AREA_BYTES, len)? => {
+                self.damage.unfinished_tails += 1;
+                self.set_apart(kind, number, "unfinished", "its header was cut off, and no frame follows");
             }
             HeaderVerdict::Bad => {
                 self.set_apart(kind, number, "header", "its header is damaged");
@@ -306,6 +313,9 @@ impl Recoverer<'_> {
         let mut known = self.walk(header, &file)?;
         if let Some(l) = locator {
             known.info.next_frame = known.info.next_frame.max(l.next_frame);
+            if known.info.next_frame > header.first_frame {
+                known.info.last_lsn = known.info.last_lsn.max(Some(l.last_lsn));
+            }
         }
         Ok(known)
     }
@@ -394,7 +404,7 @@ impl Recoverer<'_> {
         let mut begin =
             (LogPosition { segment: header.number, offset: HEADER_AREA_BYTES }, header.first_frame);
         let mut first_lsn = first.first_lsn;
-        if first.first_lsn.is_some_and(|lsn| lsn < watermark) {
+        if header.base_lsn < watermark {
             match self.begin_at(&first.info, watermark) {
                 Ok((position, expect, lsn, counts)) => {
                     begin = (position, expect);
@@ -482,9 +492,9 @@ impl Recoverer<'_> {
     }
 }
 
-fn is_zero(file: &dyn StorageFile, len: u64) -> io::Result<bool> {
+/// Whether a file's bytes from `at` on are all zero.
+fn is_zero(file: &dyn StorageFile, mut at: u64, len: u64) -> io::Result<bool> {
     let mut buf = vec![0; len.min(256 << 10) as usize];
-    let mut at = 0;
     while at < len {
         let read = file.read_at(at, &mut buf)?;
         if read == 0 {

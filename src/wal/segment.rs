@@ -4,11 +4,8 @@
 //! void frame takes its place, so that nothing half-written is ever taken for a record. When
 //! even that fails, the segment is broken and takes no more.
 
-use super::format::{
-    FRAME_HEADER_BYTES, FrameHeader, FrameKind, HEADER_AREA_BYTES, HEADER_AT, LOCATOR_AT, Locator,
-    SEAL_FIXED_BYTES, SEAL_ROW_BYTES, Seal, SegmentHeader, SetAsideNote,
-    TOPICS_PER_SEGMENT_MAX, commit_word, pad8,
-};
+use super::format::{FRAME_HEADER_BYTES, FrameHeader, FrameKind, HEADER_AREA_BYTES, HEADER_AT, SegmentHeader, SetAsideNote, TOPICS_PER_SEGMENT_MAX, commit_word, pad8};
+use super::seal::{LOCATOR_AT, Locator, SEAL_FIXED_BYTES, SEAL_ROW_BYTES, Seal};
 use super::storage::AppendFile;
 use crate::record::{Lsn, RecordView, TopicId};
 use crate::topics::TopicTable;
@@ -241,8 +238,12 @@ impl SegmentWriter {
             SegmentError::Io(e) => e,
             SegmentError::NoRoom => io::ErrorKind::WriteZero.into(),
         })?;
-        let locator =
-            Locator { offset: at, length: u64::from(header.length), next_frame: self.next_frame };
+        let locator = Locator {
+            offset: at,
+            length: u64::from(header.length),
+            next_frame: self.next_frame,
+            last_lsn: self.last_lsn,
+        };
         let bytes = locator.encode(self.header.salt);
         for at in LOCATOR_AT {
             self.file.write_at(at, &bytes)?;

@@ -119,7 +119,7 @@ pub struct Recovery {
     pub next_lsn: Lsn,
     /// Where to begin to read what isn't final; `None` when there is nothing.
     pub backlog: Option<LogPosition>,
-    /// LSN of the first good record at or behind `backlog`.
+    /// At most the LSN of the first record behind `backlog`; exact unless that one is damaged.
     pub first_lsn: Option<Lsn>,
     /// Records at or above the watermark: exactly what a reader from `backlog` yields, records
     /// and `records_lost` together.

@@ -5,7 +5,7 @@
 
 use forebay::{CloseReport, Pipeline, Stats, Topic};
 use forebay_testkit::audit::{Id, Stream};
-use forebay_testkit::{Consumed, process};
+use forebay_testkit::{Consumed, Kafka, process};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -25,6 +25,17 @@ pub fn open(brokers: &str, dir: &Path, topic: &str) -> (Pipeline, Topic) {
     let topic = pipeline.topic(topic).expect("a good name");
     pipeline.ready(Duration::from_secs(30)).expect("the broker is there");
     (pipeline, topic)
+}
+
+/// Has a fresh broker take a first record: that costs it up to a second and more, which would
+/// be journaled by age, and be no fault of anybody's.
+pub fn warm_up(kafka: &Kafka) {
+    let topic = kafka.topic("warm-up", 1);
+    let builder = Pipeline::builder().brokers(kafka.brokers()).at_most_once();
+    let pipeline = builder.open().expect("it opens");
+    pipeline.topic(&topic).expect("a good name").send(b"first").expect("there is room");
+    flush(&pipeline);
+    pipeline.close(Duration::from_secs(10)).expect("it closes");
 }
 
 /// What kind of record a number stands for: everything about it follows from its [`Id`].

@@ -163,7 +163,7 @@ fn a_payload_that_holds_a_whole_segment_never_comes_back_as_records() {
     // What a segment of the same log looks like, as a value between two others.
     let (inner, names) = log_of(20);
     let payload = inner.contents(&names[0]).expect("there");
-    let mut log = open(&storage, options.clone());
+    let mut log = open_with(&storage, options.clone(), salts(8));
     append_helped(&mut log, 1);
     let topic = topic_of(&log, "alpha");
     let shape = Shape { headers_len: 0, key_len: None, value_len: Some(payload.len() as u32) };

@@ -38,7 +38,7 @@ fn what_was_just_stored_through_the_mapping_is_read_by_pread() {
     let mut seen = 0;
     for segment in inspect(&beside).expect("listed") {
         let Some(mut walk) = FrameWalk::new(&beside, &segment).expect("opened") else { continue };
-        while let Some(item) = walk.next().expect("read") {
+        while let Some(item) = walk.next_frame().expect("read") {
             assert!(matches!(item, Inspected::Frame { .. }), "{item:?}");
             seen += u64::from(
                 matches!(item, Inspected::Frame { header, .. } if header.kind == FrameKind::Record),

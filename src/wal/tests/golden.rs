@@ -90,7 +90,7 @@ fn the_committed_bytes_are_read() {
     let mut kinds = Vec::new();
     for segment in inspect(&storage).expect("listed") {
         let Some(mut walk) = FrameWalk::new(&storage, &segment).expect("opened") else { continue };
-        while let Some(item) = walk.next().expect("read") {
+        while let Some(item) = walk.next_frame().expect("read") {
             match item {
                 Inspected::Frame { header, note, .. } => {
                     if let Some(note) = note {

@@ -5,6 +5,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// One record as Kafka's own consumer read it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -111,7 +112,9 @@ impl Oracle {
 
     /// Every record of a topic, from the first to the end of now, by partition and offset.
     pub fn read(&self, topic: &str) -> Result<Vec<Consumed>, String> {
-        let file = self.dir.join("dump");
+        // Tests of one process share the oracle: each dump has a file of its own.
+        static DUMPS: AtomicU64 = AtomicU64::new(0);
+        let file = self.dir.join(format!("dump-{}", DUMPS.fetch_add(1, Ordering::Relaxed)));
         let answer = self.ask(&["dump", topic, &file.display().to_string()])?;
         let bytes = std::fs::read(&file).map_err(|e| format!("{}: {e}", file.display()))?;
         let _ = std::fs::remove_file(&file);

@@ -60,7 +60,7 @@ impl Config {
         if problem.contains("not available at build time")
             || problem.contains("not supported in this build")
         {
-            problem.push_str("; build forebay with the feature that brings it (ssl, gssapi, zstd)");
+            problem.push_str("; this build of forebay has no TLS, SCRAM, OAUTHBEARER, Kerberos or zstd in its librdkafka");
         }
         Err(config::refuse(name, shown(name, value), problem))
     }

@@ -1,0 +1,88 @@
+//! Owns the count of what the schedules met.
+
+/// How many schedules met what. A clean run that met nothing proves nothing.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Coverage {
+    pub(super) schedules: u64,
+    pub(super) records: u64,
+    pub(super) refused_full: u64,
+    pub(super) looks: u64,
+    pub(super) process_crashes: u64,
+    pub(super) power_cuts: u64,
+    pub(super) crashes_in_a_write: u64,
+    pub(super) crashes_in_open: u64,
+    pub(super) rebuilds: u64,
+    pub(super) spilled: u64,
+    pub(super) replayed: u64,
+    pub(super) recovered: u64,
+    pub(super) set_aside: u64,
+    pub(super) dropped: u64,
+    pub(super) damaged: u64,
+    pub(super) late_appends: u64,
+    pub(super) late_survivors: u64,
+    pub(super) reordered: u64,
+    pub(super) duplicates: u64,
+    pub(super) lost: u64,
+    pub(super) disk_faults: u64,
+    pub(super) append_failures: u64,
+    pub(super) exposed: u64,
+    pub(super) flushes_done: u64,
+}
+
+impl Coverage {
+    pub(super) fn add(&mut self, more: &Coverage) {
+        self.schedules += more.schedules;
+        self.records += more.records;
+        self.refused_full += more.refused_full;
+        self.looks += more.looks;
+        self.process_crashes += more.process_crashes;
+        self.power_cuts += more.power_cuts;
+        self.crashes_in_a_write += more.crashes_in_a_write;
+        self.crashes_in_open += more.crashes_in_open;
+        self.rebuilds += more.rebuilds;
+        self.spilled += more.spilled;
+        self.replayed += more.replayed;
+        self.recovered += more.recovered;
+        self.set_aside += more.set_aside;
+        self.dropped += more.dropped;
+        self.damaged += more.damaged;
+        self.late_appends += more.late_appends;
+        self.late_survivors += more.late_survivors;
+        self.reordered += more.reordered;
+        self.duplicates += more.duplicates;
+        self.lost += more.lost;
+        self.disk_faults += more.disk_faults;
+        self.append_failures += more.append_failures;
+        self.exposed += more.exposed;
+        self.flushes_done += more.flushes_done;
+    }
+
+    pub(super) fn each(&self) -> Vec<(&'static str, u64)> {
+        vec![
+            ("schedules", self.schedules),
+            ("records", self.records),
+            ("refused_full", self.refused_full),
+            ("looks", self.looks),
+            ("process_crashes", self.process_crashes),
+            ("power_cuts", self.power_cuts),
+            ("crashes_in_a_write", self.crashes_in_a_write),
+            ("crashes_in_open", self.crashes_in_open),
+            ("rebuilds", self.rebuilds),
+            ("spilled", self.spilled),
+            ("replayed", self.replayed),
+            ("recovered", self.recovered),
+            ("set_aside", self.set_aside),
+            ("dropped", self.dropped),
+            ("damaged", self.damaged),
+            ("late_appends", self.late_appends),
+            ("late_survivors", self.late_survivors),
+            ("reordered", self.reordered),
+            ("duplicates", self.duplicates),
+            ("lost", self.lost),
+            ("disk_faults", self.disk_faults),
+            ("append_failures", self.append_failures),
+            ("exposed", self.exposed),
+            ("flushes_done", self.flushes_done),
+        ]
+    }
+}

@@ -1,0 +1,189 @@
+//! Owns [`SimSink`]: the seam's sink over the model brokers, and what sink and schedule share.
+
+use super::brokers::Brokers;
+use super::checker::{Checker, Id, Violation};
+use super::rng::Rng;
+use crate::record::RecordView;
+use crate::report::{Opaque, Outcome, Reason, Report, Scope};
+use crate::sink::{ProduceError, Sink, SinkState};
+use parking_lot::Mutex;
+use std::sync::Arc;
+
+/// Partitions of both topics together.
+pub(super) const PARTITIONS: usize = 4;
+const PARTITIONS_PER_TOPIC: usize = 2;
+
+/// What a record must look like wherever it turns up: all of it follows from its number.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Expected {
+    pub(super) id: Id,
+    /// Over both topics.
+    pub(super) partition: usize,
+    /// No broker ever takes it.
+    pub(super) poison: bool,
+}
+
+impl Expected {
+    pub(super) fn topic(&self) -> usize {
+        self.partition / PARTITIONS_PER_TOPIC
+    }
+
+    pub(super) fn partition_in_topic(&self) -> i32 {
+        (self.partition % PARTITIONS_PER_TOPIC) as i32
+    }
+
+    pub(super) fn timestamp_ms(&self) -> i64 {
+        1_000_000 + i64::from(self.id)
+    }
+
+    pub(super) fn key(&self) -> Option<[u8; 2]> {
+        (!self.id.is_multiple_of(3)).then(|| self.id.to_le_bytes())
+    }
+
+    pub(super) fn value(&self) -> Vec<u8> {
+        let len = 2 + (usize::from(self.id) * 37) % 100;
+        self.id.to_le_bytes().into_iter().cycle().take(len).collect()
+    }
+
+    fn is(&self, topic: &str, record: &RecordView<'_>) -> bool {
+        topic == TOPICS[self.topic()]
+            && record.partition == self.partition_in_topic()
+            && record.timestamp_ms == self.timestamp_ms()
+            && record.key() == self.key().as_ref().map(|k| &k[..])
+            && record.value() == Some(&self.value()[..])
+    }
+}
+
+pub(super) const TOPICS: [&str; 2] = ["even", "odd"];
+
+/// Everything outside the process, and the chance that moves it.
+pub(super) struct Outside {
+    pub(super) rng: Rng,
+    pub(super) brokers: Brokers,
+    pub(super) checker: Checker,
+    pub(super) expected: Vec<Expected>,
+    /// Partitions that answer nothing now.
+    pub(super) stalled: [bool; PARTITIONS],
+    /// A topic that nobody may write to now.
+    pub(super) denied_topic: Option<usize>,
+    pub(super) rebuilding: bool,
+    /// Reports of this run's process, by what they said.
+    pub(super) delivered: u64,
+    pub(super) given_up: u64,
+    pub(super) violation: Option<Violation>,
+    /// Tells what is handed over and reported.
+    pub(super) aloud: bool,
+}
+
+impl Outside {
+    pub(super) fn note(&mut self, result: Result<(), Violation>) {
+        if let Err(violation) = result {
+            self.violation.get_or_insert(violation);
+        }
+    }
+
+    /// The partition answers its oldest request by appending it, if it may.
+    pub(super) fn append(&mut self, partition: usize) {
+        let Outside { brokers, checker, .. } = self;
+        let result = brokers.append(partition, checker);
+        self.note(result);
+    }
+
+    fn known(&self, topic: &str, record: &RecordView<'_>) -> Option<Expected> {
+        let (id, _) = record.value()?.split_first_chunk()?;
+        let expected = self.expected.get(usize::from(Id::from_le_bytes(*id)))?;
+        expected.is(topic, record).then_some(*expected)
+    }
+}
+
+/// The sink of one process.
+pub(super) struct SimSink {
+    pub(super) outside: Arc<Mutex<Outside>>,
+}
+
+fn rejected(scope: Scope) -> ProduceError {
+    ProduceError::Rejected { scope, reason: Reason { name: "rejected", code: 2 } }
+}
+
+impl Sink for SimSink {
+    fn produce(
+        &mut self,
+        topic: &str,
+        record: &RecordView<'_>,
+        opaque: Opaque,
+    ) -> Result<(), ProduceError> {
+        let mut outside = self.outside.lock();
+        let o = &mut *outside;
+        let Some(expected) = o.known(topic, record) else {
+            o.note(Err(format!("{topic}: no record looks like {record:?}")));
+            return Err(ProduceError::Busy);
+        };
+        if o.rebuilding || o.rng.one_in(16) {
+            return Err(ProduceError::Busy);
+        }
+        if o.brokers.is_fatal() {
+            return Err(ProduceError::Fatal(Reason { name: "fatal", code: 3 }));
+        }
+        if o.stalled[expected.partition] && o.brokers.queue_len(expected.partition) > 1 {
+            return Err(ProduceError::Busy);
+        }
+        let is_denied = o.denied_topic == Some(expected.topic());
+        if is_denied || (expected.poison && o.rng.one_in(2)) {
+            if o.aloud {
+                println!("               rejected {} of {opaque:?}", expected.id);
+            }
+            o.checker.refused(expected.id);
+            o.given_up += 1;
+            return Err(rejected(if is_denied { Scope::Topic } else { Scope::Record }));
+        }
+        if o.aloud {
+            println!("               handed {} as {opaque:?}", expected.id);
+        }
+        o.brokers.hand(expected.partition, expected.id, opaque);
+        Ok(())
+    }
+
+    fn serve(&mut self, _now_ns: u64, reports: &mut Vec<Report>) {
+        let mut outside = self.outside.lock();
+        let o = &mut *outside;
+        let first = o.rng.below(PARTITIONS as u64) as usize;
+        for p in (first..PARTITIONS).chain(0..first) {
+            while o.brokers.has_report(p) && !o.rng.one_in(4) {
+                let Some(report) = o.brokers.report(p, &mut o.checker) else { break };
+                if o.aloud {
+                    println!("               {report:?}");
+                }
+                match report.outcome {
+                    Outcome::Delivered => o.delivered += 1,
+                    Outcome::Failed {
+                        scope: Scope::Record | Scope::Topic | Scope::Batch, ..
+                    } => {
+                        o.given_up += 1;
+                    }
+                    Outcome::Failed { .. } => {}
+                }
+                reports.push(report);
+            }
+        }
+    }
+
+    fn state(&self) -> SinkState {
+        let o = self.outside.lock();
+        SinkState {
+            connected: true,
+            topics_known: true,
+            fatal: (o.brokers.is_fatal() && !o.rebuilding).then(|| "fatal".to_owned()),
+            rebuilding: o.rebuilding,
+            outstanding_records: o.brokers.outstanding() as u64,
+            ..SinkState::default()
+        }
+    }
+
+    fn hurry(&mut self) {}
+
+    fn rebuild(&mut self, _now_ns: u64) {
+        self.outside.lock().rebuilding = true;
+    }
+
+    fn close(&mut self) {}
+}

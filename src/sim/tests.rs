@@ -1,0 +1,67 @@
+//! Owns the test run of the simulator: many seeds, and how to run one of them again.
+
+use super::coverage::Coverage;
+use super::schedule::Schedule;
+use crate::sequence::Broken;
+
+const SCHEDULES: u64 = 100_000;
+/// The run ends after so many schedules that failed.
+const FAILURES_MAX: usize = 10;
+
+fn number_from(name: &str) -> Option<u64> {
+    std::env::var(name).ok().and_then(|v| v.parse().ok())
+}
+
+/// What went wrong with `seed`, and how to see it again.
+fn run(seed: u64, coverage: &mut Coverage, aloud: bool, broken: Broken) -> Option<String> {
+    let run = std::panic::AssertUnwindSafe(|| Schedule::run(seed, coverage, aloud, broken));
+    let what = match std::panic::catch_unwind(run) {
+        Ok(Ok(())) => return None,
+        Ok(Err(violation)) => violation,
+        Err(_) => "a panic".to_owned(),
+    };
+    Some(format!(
+        "seed {seed}: {what}\n  again: FOREBAY_SIM_SEED={seed} cargo test --no-default-features \
+         --lib sim:: -- --nocapture"
+    ))
+}
+
+#[test]
+fn the_contract_holds_over_many_schedules() {
+    let mut coverage = Coverage::default();
+    if let Some(seed) = number_from("FOREBAY_SIM_SEED") {
+        let failed = run(seed, &mut coverage, true, Broken::default());
+        println!("{coverage:#?}");
+        assert_eq!(failed, None);
+        return;
+    }
+    let schedules = number_from("FOREBAY_SIM_SCHEDULES").unwrap_or(SCHEDULES);
+    let started = std::time::Instant::now();
+    let first = number_from("FOREBAY_SIM_FIRST").unwrap_or(1);
+    let failed = (first..first + schedules)
+        .filter_map(|seed| run(seed, &mut coverage, false, Broken::default()));
+    let failed: Vec<String> = failed.take(FAILURES_MAX).collect();
+    println!("{coverage:#?}\n{:?}", started.elapsed());
+    assert!(failed.is_empty(), "{}", failed.join("\n"));
+    if schedules >= SCHEDULES {
+        for (name, count) in coverage.each() {
+            assert!(count > 0, "{name} never happened: this run proves too little");
+        }
+    }
+}
+
+/// The first schedule that notices is found soon.
+fn caught(name: &str, broken: Broken) {
+    let mut coverage = Coverage::default();
+    let noticed = (1..=1_000).find_map(|seed| run(seed, &mut coverage, false, broken));
+    println!("without {name}: {noticed:?}");
+    assert!(noticed.is_some(), "1,000 schedules without {name} were all called good");
+}
+
+#[test]
+fn a_rule_switched_off_is_noticed() {
+    caught("journal order", Broken { journal_order: true, ..Broken::default() });
+    caught("produced once", Broken { produced_once: true, ..Broken::default() });
+    caught("a span", Broken { span: true, ..Broken::default() });
+    caught("release after journal", Broken { release_after_journal: true, ..Broken::default() });
+}
