@@ -153,7 +153,7 @@ impl Directory {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
             Err(e) => return Err(e),
         };
-        while let Some(found) = walk.next()? {
+        while let Some(found) = walk.next_frame()? {
             if let Some(item) = item(found)
                 && !visit(item)
             {
