@@ -184,6 +184,9 @@ pub(super) fn properties(options: &KafkaOptions) -> Result<Vec<(String, String)>
     set("reconnect.backoff.ms", "50".to_owned());
     set("reconnect.backoff.max.ms", "300".to_owned());
     set("socket.keepalive.enable", "true".to_owned());
+    // With sparse connections a broker whose partitions are all paused has no reason to connect
+    // again, and is found back only when a try meets the end of a backoff.
+    set("enable.sparse.connections", "false".to_owned());
     for (name, value) in &options.extra {
         if let Some((_, why)) = OWNED.iter().find(|(owned, _)| owned == name) {
             let problem = format!("the pipeline sets this property itself: {why}");
