@@ -29,6 +29,13 @@ pub struct Builder {
     sink: Option<Box<dyn Sink>>,
 }
 
+impl Pipeline {
+    /// Settings for a new pipeline.
+    pub fn builder() -> Builder {
+        Builder::default()
+    }
+}
+
 impl std::fmt::Debug for Builder {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         self.config.fmt(f)

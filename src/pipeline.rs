@@ -1,6 +1,5 @@
 //! Owns [`Pipeline`]: what users open, ask and close, and the threads behind it.
 
-use crate::builder::Builder;
 use crate::clock::Clock;
 use crate::error::TopicError;
 use crate::flusher::Flusher;
@@ -99,11 +98,6 @@ pub struct NotReady {
 }
 
 impl Pipeline {
-    /// Settings for a new pipeline.
-    pub fn builder() -> Builder {
-        Builder::default()
-    }
-
     pub(crate) fn new(
         shared: Arc<Shared>,
         clock: Arc<dyn Clock>,

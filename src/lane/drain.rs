@@ -5,10 +5,12 @@
 //! stored when a 64th of the lane has come together, and at each look: a store for each frame
 //! would take the credits' cache line from the senders each time.
 
-use super::lanes::{Descriptor, Lanes, PADDING};
+use super::lanes::{Descriptor, Lanes, PADDING, Start};
+use super::options::LaneOptions;
 use super::word::{UNIT_BYTES, Word, widen};
 use crate::record::{RecordView, Shape, TopicId};
 use crate::sync::{Ordering, StaticAtomicU64};
+use std::io;
 use std::sync::Arc;
 
 /// State of an entry of the release table, in its two highest bits; the rest is units.
@@ -146,8 +148,29 @@ impl LaneLook {
     }
 }
 
+impl Lanes {
+    /// Makes the lanes, faults their memory in, and returns both sides.
+    ///
+    /// # Errors
+    /// When an option is out of range (the message says what is allowed), or when the kernel
+    /// refuses memory.
+    pub fn new(options: &LaneOptions) -> io::Result<(Arc<Lanes>, Drain)> {
+        options.check()?;
+        Lanes::with_start(options, Start::default())
+    }
+
+    /// As `new`, with counters that begin anywhere; see [`Lanes::senders`].
+    pub(super) fn with_start(
+        options: &LaneOptions,
+        start: Start,
+    ) -> io::Result<(Arc<Lanes>, Drain)> {
+        let lanes = Lanes::senders(options, start)?;
+        Ok((lanes.clone(), Drain::new(lanes)))
+    }
+}
+
 impl Drain {
-    pub(super) fn new(lanes: Arc<Lanes>) -> Drain {
+    fn new(lanes: Arc<Lanes>) -> Drain {
         let start = lanes.start;
         let side = |_| Side {
             table: vec![0; lanes.options.lane_slots].into_boxed_slice(),

@@ -1,7 +1,6 @@
 //! Owns the callers' side: reserve, fill, publish, refuse, close.
 
 use super::arena::Arena;
-use super::drain::Drain;
 use super::options::LaneOptions;
 use super::queue::Queue;
 use super::thread_id;
@@ -125,22 +124,9 @@ struct Reserved {
 }
 
 impl Lanes {
-    /// Makes the lanes, faults their memory in, and returns both sides.
-    ///
-    /// # Errors
-    /// When an option is out of range (the message says what is allowed), or when the kernel
-    /// refuses memory.
-    pub fn new(options: &LaneOptions) -> io::Result<(Arc<Lanes>, Drain)> {
-        options.check()?;
-        Lanes::with_start(options, Start::default())
-    }
-
-    /// As `new`, with counters that begin anywhere. Options that `check` would refuse are safe,
-    /// but some records may never fit.
-    pub(super) fn with_start(
-        options: &LaneOptions,
-        start: Start,
-    ) -> io::Result<(Arc<Lanes>, Drain)> {
+    /// The senders' side alone, with counters that begin anywhere. Options that `check` would
+    /// refuse are safe, but some records may never fit.
+    pub(super) fn senders(options: &LaneOptions, start: Start) -> io::Result<Arc<Lanes>> {
         let word = Word::new(start.position, start.seq as u32).0;
         let lane = |_| Lane {
             reservation: Padded(AtomicU64::new(word)),
@@ -148,14 +134,13 @@ impl Lanes {
             queue: Queue::new(options.lane_slots),
             refused: Padded(std::array::from_fn(|_| AtomicU64::new(0))),
         };
-        let lanes = Arc::new(Lanes {
+        Ok(Arc::new(Lanes {
             lanes: (0..options.lanes).map(lane).collect(),
             arena: Arena::new(options.lanes * options.lane_bytes)?,
             options: *options,
             start,
             stopped: AtomicBool::new(false),
-        });
-        Ok((lanes.clone(), Drain::new(lanes)))
+        }))
     }
 
     /// Does now what the calling thread's first send would do: draws the thread's number.

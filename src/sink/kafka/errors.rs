@@ -3,7 +3,6 @@
 //! A code that isn't in the table is transient: nothing is ever given up for a code that
 //! nobody has thought about. Codes that our own closing causes are transient too.
 
-use super::instance;
 use crate::sink::{Reason, Scope};
 
 /// Local codes (negative) and the broker's codes that the sink treats by name.
@@ -80,12 +79,6 @@ pub(super) fn classify(code: i32) -> (Scope, Reason) {
     }
 }
 
-/// The text that librdkafka has for an error code, for people.
-#[must_use]
-pub fn describe(code: i32) -> String {
-    instance::error_text(code)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -109,7 +102,7 @@ mod tests {
     fn an_unknown_code_is_transient_and_keeps_its_number() {
         for code in [9999, -9999, 131] {
             assert_eq!(classify(code), (Scope::Transient, Reason { name: "other", code }));
-            assert!(!describe(code).is_empty());
+            assert!(!super::super::describe(code).is_empty());
         }
     }
 }

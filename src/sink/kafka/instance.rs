@@ -452,8 +452,9 @@ fn text_of(buffer: &[c_char]) -> String {
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
-/// librdkafka's text for a code.
-pub(super) fn error_text(code: i32) -> String {
+/// The text that librdkafka has for an error code, for people.
+#[must_use]
+pub fn describe(code: i32) -> String {
     let read: unsafe extern "C" fn(i32) -> *const c_char =
         // SAFETY: the enum that it takes is passed as an `i32`; librdkafka has a text for
         // numbers that it doesn't know.

@@ -19,7 +19,7 @@ mod topics;
 mod worker;
 
 pub use config::{KafkaOptions, Partitioner};
-pub use errors::describe;
+pub use instance::describe;
 pub use producer::KafkaSink;
 
 #[cfg(test)]
