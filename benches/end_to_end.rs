@@ -134,7 +134,7 @@ fn run(client: &Client, load: &Load) -> (f64, f64, u64) {
             scope.spawn(|| {
                 let value = vec![7u8; load.bytes];
                 ready.wait();
-                let mut send = |n: u64, _| {
+                let send = |n: u64, _| {
                     client.send_waiting(&value);
                     if n % 500 == 0 {
                         client.serve();

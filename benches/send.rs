@@ -277,14 +277,12 @@ impl Whole {
         let (home, dir) = log_dir();
         let refusing = Arc::new(AtomicBool::new(false));
         let sink = Discard { refusing: refusing.clone(), waiting: Vec::new() };
-        let pipeline = Pipeline::builder()
-            .wal_dir(dir)
+        let mut builder = Pipeline::builder().wal_dir(dir).lanes(4).sink(sink);
+        if outage {
             // Short, so that the log is in use soon after an outage begins.
-            .loss_window(Duration::from_millis(100))
-            .lanes(4)
-            .sink(sink)
-            .open()
-            .expect("it opens");
+            builder = builder.loss_window(Duration::from_millis(100));
+        }
+        let pipeline = builder.open().expect("it opens");
         let topic = pipeline.topic("bench").expect("a good name");
         let spilled_before = AtomicU64::new(0);
         Whole { pipeline, topic, refusing, outage, spilled_before, _home: home }
