@@ -1,22 +1,30 @@
 //! What a send costs the caller, beside floors that run interleaved in the same process.
 //!
 //! Rows: `null` (the timer and the pacing alone), `byte ring` (one CAS and a copy, no
-//! descriptor: the floor of anything that copies), `queue, copy` (an `ArrayQueue` whose slots
-//! hold the descriptor and the bytes), and `lane` (this crate). Each runs with a drain that
-//! looks every millisecond. Machines are shared: read the differences between rows, not the
-//! figures.
+//! descriptor: the floor of anything that copies), `queue + copy` (an `ArrayQueue` of
+//! descriptors and a copy into memory beside it: the least that a lane could be), `lane` (this
+//! crate's lanes alone), and the whole pipeline with a log, `healthy` and in an `outage`, in
+//! which the sink takes nothing and records go to the log. The first four have a drain that
+//! looks every millisecond, the pipeline its own threads. Machines are shared: read the
+//! differences between rows, not the figures.
 //!
-//! Two parts: criterion's mean of a send on one thread, flat out with an inline drain; then the
-//! tails, open loop: sends are due every microsecond on each thread, a late one is not skipped,
-//! and its response time counts from when it was due. `FOREBAY_BENCH_MS` is the length of each
-//! measurement (default 2,000; CI sets a small one).
+//! Two parts: criterion's mean of a send on one thread, flat out, drained outside the clock;
+//! then the tails, open loop: a late send is not skipped, and its response time counts from when
+//! it was due. `FOREBAY_BENCH_MS` is the length of each measurement (default 2,000; `--quick` is
+//! 100), `FOREBAY_BENCH_PACE_NS` the time between two sends of a thread (4,000),
+//! `FOREBAY_BENCH_DIR` where logs are made.
 
 #![allow(missing_docs, clippy::print_stdout)]
 
+mod common;
+
+use common::{env, histogram, is_quick, log_dir};
 use criterion::{BenchmarkId, Criterion};
 use crossbeam_queue::ArrayQueue;
 use forebay::lane::{Drain, LaneOptions, Lanes, NO_RECEIPT, OutRecord};
 use forebay::record::{ANY_PARTITION, TopicId};
+use forebay::sink::{Opaque, Outcome, ProduceError, RecordView, Report, Sink, SinkState};
+use forebay::{Pipeline, Topic};
 use hdrhistogram::Histogram;
 use std::cell::UnsafeCell;
 use std::hint::{black_box, spin_loop};
@@ -24,16 +32,30 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
 
-const PACE_NS: u64 = 1_000;
 const LANE_BYTES: usize = 8 << 20;
 const LANE_SLOTS: usize = 1 << 16;
-const INLINE_BYTES: usize = 256;
 const ROUNDS: u32 = 3;
 
 /// Something that takes records on callers' threads and gives them up on another.
 trait Front: Send + Sync {
     fn send(&self, thread: usize, value: &[u8]) -> bool;
+    /// Takes everything out. Called every millisecond while `paced`, unless it drains itself.
     fn drain(&self);
+    fn drains_itself(&self) -> bool {
+        false
+    }
+    /// Before a measurement: begins the outage, if it is to run in one.
+    fn begin(&self) {}
+    /// Whether the state to be measured has come.
+    fn is_begun(&self) -> bool {
+        true
+    }
+    /// After a measurement.
+    fn end(&self) {}
+    /// Records that went to a log.
+    fn spilled(&self) -> u64 {
+        0
+    }
 }
 
 struct Null;
@@ -64,14 +86,20 @@ struct Ring {
 // SAFETY: one sender a ring writes only between `tail` and `head + len`; the drain reads nothing.
 unsafe impl Sync for Ring {}
 
-impl ByteRing {
-    fn new(threads: usize) -> Self {
-        let ring = |_| Ring {
-            bytes: (0..LANE_BYTES).map(|_| UnsafeCell::new(0)).collect(),
+impl Ring {
+    fn new() -> Self {
+        Ring {
+            // Not zero: zeroed memory would come untouched, and be faulted in by sends.
+            bytes: (0..LANE_BYTES).map(|_| UnsafeCell::new(1)).collect(),
             head: Word(AtomicU64::new(0)),
             tail: Word(AtomicU64::new(0)),
-        };
-        ByteRing { rings: (0..threads).map(ring).collect() }
+        }
+    }
+}
+
+impl ByteRing {
+    fn new(threads: usize) -> Self {
+        ByteRing { rings: (0..threads).map(|_| Ring::new()).collect() }
     }
 }
 
@@ -108,28 +136,43 @@ impl Front for ByteRing {
     }
 }
 
-/// An `ArrayQueue` for each thread whose slots hold descriptor and bytes.
-struct CopyQueue {
-    queues: Vec<ArrayQueue<Inline>>,
+/// An `ArrayQueue` of descriptors for each thread, and the bytes in a ring beside it. The ring is
+/// as long as all slots' records together, so that a slot is credit enough.
+struct QueueAndCopy {
+    queues: Vec<(ArrayQueue<[u64; 4]>, Ring)>,
 }
 
-struct Inline {
-    _meta: [u64; 4],
-    bytes: [u8; INLINE_BYTES],
+const QUEUE_SLOTS: usize = LANE_BYTES / 256;
+
+impl QueueAndCopy {
+    fn new(threads: usize) -> Self {
+        let queues = (0..threads).map(|_| (ArrayQueue::new(QUEUE_SLOTS), Ring::new())).collect();
+        QueueAndCopy { queues }
+    }
 }
 
-impl Front for CopyQueue {
+impl Front for QueueAndCopy {
     #[inline]
     fn send(&self, thread: usize, value: &[u8]) -> bool {
-        let mut item = Inline { _meta: [value.len() as u64; 4], bytes: [0; INLINE_BYTES] };
-        item.bytes[..value.len()].copy_from_slice(value);
-        self.queues[thread].push(item).is_ok()
+        let (queue, ring) = &self.queues[thread];
+        let tail = ring.tail.0.load(Ordering::Relaxed);
+        if tail - ring.head.0.load(Ordering::Acquire) >= QUEUE_SLOTS as u64 {
+            return false;
+        }
+        let at = (tail as usize % QUEUE_SLOTS) * 256;
+        let to = ring.bytes[at..at + value.len()].as_ptr().cast_mut().cast::<u8>();
+        // SAFETY: the place is one of `QUEUE_SLOTS`, of 256 bytes each, and free (checked against
+        // `head`); this thread is the ring's only sender.
+        unsafe { std::ptr::copy_nonoverlapping(value.as_ptr(), to, value.len()) };
+        ring.tail.0.store(tail + 1, Ordering::Relaxed);
+        queue.push([at as u64, value.len() as u64, 0, 0]).is_ok()
     }
 
     fn drain(&self) {
-        for queue in &self.queues {
+        for (queue, ring) in &self.queues {
             while let Some(item) = queue.pop() {
-                black_box(&item.bytes);
+                black_box(&item);
+                ring.head.0.fetch_add(1, Ordering::Release);
             }
         }
     }
@@ -180,18 +223,114 @@ impl Front for Lane {
     }
 }
 
+/// Counts what it is given as delivered, and keeps nothing; takes nothing while it refuses.
+struct Discard {
+    refusing: Arc<AtomicBool>,
+    waiting: Vec<Opaque>,
+}
+
+impl Sink for Discard {
+    fn produce(
+        &mut self,
+        _: &str,
+        record: &RecordView<'_>,
+        opaque: Opaque,
+    ) -> Result<(), ProduceError> {
+        if self.refusing.load(Ordering::Relaxed) {
+            return Err(ProduceError::Busy);
+        }
+        black_box(record.body);
+        self.waiting.push(opaque);
+        Ok(())
+    }
+
+    fn serve(&mut self, _: u64, reports: &mut Vec<Report>) {
+        let delivered = |opaque| Report { opaque, outcome: Outcome::Delivered };
+        reports.extend(self.waiting.drain(..).map(delivered));
+    }
+
+    fn state(&self) -> SinkState {
+        SinkState { connected: true, topics_known: true, ..SinkState::default() }
+    }
+
+    fn hurry(&mut self) {}
+
+    fn rebuild(&mut self, _: u64) {
+        self.waiting.clear();
+    }
+
+    fn close(&mut self) {}
+}
+
+/// The whole pipeline, as users have it, before a sink that costs nothing.
+struct Whole {
+    pipeline: Pipeline,
+    topic: Topic,
+    refusing: Arc<AtomicBool>,
+    outage: bool,
+    spilled_before: AtomicU64,
+    _home: tempfile::TempDir,
+}
+
+impl Whole {
+    fn new(outage: bool) -> Self {
+        let (home, dir) = log_dir();
+        let refusing = Arc::new(AtomicBool::new(false));
+        let sink = Discard { refusing: refusing.clone(), waiting: Vec::new() };
+        let mut builder = Pipeline::builder().wal_dir(dir).lanes(4).sink(sink);
+        if outage {
+            // Short, so that the log is in use soon after an outage begins.
+            builder = builder.loss_window(Duration::from_millis(100));
+        }
+        let pipeline = builder.open().expect("it opens");
+        let topic = pipeline.topic("bench").expect("a good name");
+        let spilled_before = AtomicU64::new(0);
+        Whole { pipeline, topic, refusing, outage, spilled_before, _home: home }
+    }
+}
+
+impl Front for Whole {
+    #[inline]
+    fn send(&self, _: usize, value: &[u8]) -> bool {
+        self.topic.send(value).is_ok()
+    }
+
+    fn drain(&self) {
+        self.pipeline.flush(Duration::from_secs(60)).expect("the sink takes everything");
+    }
+
+    fn drains_itself(&self) -> bool {
+        true
+    }
+
+    fn begin(&self) {
+        self.spilled_before.store(self.spilled(), Ordering::Relaxed);
+        self.refusing.store(self.outage, Ordering::Relaxed);
+    }
+
+    fn is_begun(&self) -> bool {
+        !self.outage || self.spilled() > self.spilled_before.load(Ordering::Relaxed)
+    }
+
+    fn end(&self) {
+        self.refusing.store(false, Ordering::Relaxed);
+        self.drain();
+    }
+
+    fn spilled(&self) -> u64 {
+        self.pipeline.stats().books.spilled
+    }
+}
+
 fn fronts(threads: usize) -> Vec<(&'static str, Arc<dyn Front>)> {
-    let queues = (0..threads).map(|_| ArrayQueue::new(LANE_SLOTS / 4)).collect();
     vec![
         ("null", Arc::new(Null)),
         ("byte ring", Arc::new(ByteRing::new(threads))),
-        ("queue, copy", Arc::new(CopyQueue { queues })),
+        ("queue + copy", Arc::new(QueueAndCopy::new(threads))),
         ("lane", Arc::new(Lane::new())),
+        ("healthy", Arc::new(Whole::new(false))),
+        ("outage", Arc::new(Whole::new(true))),
     ]
-}
-
-fn histogram() -> Histogram<u64> {
-    Histogram::new_with_bounds(1, 10_000_000_000, 3).expect("constant bounds")
 }
 
 #[derive(Clone)]
@@ -199,39 +338,55 @@ struct Tails {
     service: Histogram<u64>,
     response: Histogram<u64>,
     refused: u64,
+    spilled: u64,
 }
 
 impl Tails {
     fn new() -> Self {
-        Tails { service: histogram(), response: histogram(), refused: 0 }
+        Tails { service: histogram(), response: histogram(), refused: 0, spilled: 0 }
+    }
+
+    fn add(&mut self, other: &Tails) {
+        self.service += &other.service;
+        self.response += &other.response;
+        self.refused += other.refused;
+        self.spilled += other.spilled;
     }
 }
 
-/// One sender, paced: each send is due a microsecond after the one before, late or not.
-fn paced(front: &dyn Front, thread: usize, bytes: usize, for_ns: u64) -> Tails {
-    let value = vec![7u8; bytes];
+/// One sender, paced: each send is due `pace_ns` after the one before, late or not.
+fn paced(front: &dyn Front, thread: usize, value: &[u8], pace_ns: u64, for_ns: u64) -> Tails {
     let mut tails = Tails::new();
     let start = Instant::now();
     let now = || start.elapsed().as_nanos() as u64;
-    let mut due = PACE_NS;
+    let mut due = pace_ns;
     while due < for_ns {
         while now() < due {
             spin_loop();
         }
         let before = now();
-        let accepted = front.send(thread, black_box(&value));
+        let accepted = front.send(thread, black_box(value));
         let after = now();
         tails.service.saturating_record((after - before).max(1));
         tails.response.saturating_record((after - due).max(1));
         tails.refused += u64::from(!accepted);
-        due += PACE_NS;
+        due += pace_ns;
     }
     tails
 }
 
+/// Sends what an outage needs to reach the log, at most 3 s.
+fn warm_up(front: &dyn Front, thread: usize, value: &[u8], pace_ns: u64) {
+    let start = Instant::now();
+    while !front.is_begun() && start.elapsed() < Duration::from_secs(3) {
+        paced(front, thread, value, pace_ns, 5_000_000);
+    }
+}
+
 fn measure(front: &Arc<dyn Front>, threads: usize, bytes: usize, for_ns: u64) -> Tails {
+    let pace_ns = env("FOREBAY_BENCH_PACE_NS").unwrap_or(4_000).max(1);
     let stop = Arc::new(AtomicBool::new(false));
-    let drainer = {
+    let drainer = (!front.drains_itself()).then(|| {
         let (front, stop) = (front.clone(), stop.clone());
         std::thread::spawn(move || {
             while !stop.load(Ordering::Relaxed) {
@@ -239,36 +394,41 @@ fn measure(front: &Arc<dyn Front>, threads: usize, bytes: usize, for_ns: u64) ->
                 front.drain();
             }
         })
-    };
+    });
+    front.begin();
     let ready = Arc::new(Barrier::new(threads));
     let senders: Vec<_> = (0..threads)
         .map(|thread| {
             let (front, ready) = (front.clone(), ready.clone());
             std::thread::spawn(move || {
                 Lanes::register_thread();
+                let value = vec![7u8; bytes];
+                warm_up(&*front, thread, &value, pace_ns);
                 ready.wait();
-                paced(&*front, thread, bytes, for_ns)
+                let spilled_before = front.spilled();
+                ready.wait();
+                let mut tails = paced(&*front, thread, &value, pace_ns, for_ns);
+                tails.spilled = if thread == 0 { front.spilled() - spilled_before } else { 0 };
+                tails
             })
         })
         .collect();
     let mut sum = Tails::new();
     for sender in senders {
-        let tails = sender.join().expect("a sender");
-        sum.service += &tails.service;
-        sum.response += &tails.response;
-        sum.refused += tails.refused;
+        sum.add(&sender.join().expect("a sender"));
     }
     stop.store(true, Ordering::Relaxed);
-    drainer.join().expect("the drain");
+    if let Some(drainer) = drainer {
+        drainer.join().expect("the drain");
+    }
+    front.end();
     sum
 }
 
 fn print_tails(for_ns: u64) {
+    println!("\nopen loop; ns; {ROUNDS} rounds interleaved; `journaled` is what went to the log");
     println!(
-        "\nopen loop, one send a µs and thread, a drain every ms; ns; {ROUNDS} rounds interleaved"
-    );
-    println!(
-        "{:<12} {:>7} {:>5} | {:>6} {:>6} {:>7} | {:>6} {:>7} {:>8} | {:>9} {:>7}",
+        "{:<12} {:>7} {:>5} | {:>6} {:>6} {:>7} | {:>6} {:>7} {:>8} | {:>9} {:>7} {:>9}",
         "front",
         "threads",
         "bytes",
@@ -279,7 +439,8 @@ fn print_tails(for_ns: u64) {
         "resp99",
         "resp99.9",
         "sends",
-        "refused"
+        "refused",
+        "journaled"
     );
     for threads in [1, 2] {
         for bytes in [100, 256] {
@@ -287,16 +448,13 @@ fn print_tails(for_ns: u64) {
             let mut sums = vec![Tails::new(); fronts.len()];
             for _ in 0..ROUNDS {
                 for ((_, front), sum) in fronts.iter().zip(&mut sums) {
-                    let tails = measure(front, threads, bytes, for_ns / u64::from(ROUNDS));
-                    sum.service += &tails.service;
-                    sum.response += &tails.response;
-                    sum.refused += tails.refused;
+                    sum.add(&measure(front, threads, bytes, for_ns / u64::from(ROUNDS)));
                 }
             }
             for ((name, _), t) in fronts.iter().zip(&sums) {
                 let (s, r) = (&t.service, &t.response);
                 println!(
-                    "{name:<12} {threads:>7} {bytes:>5} | {:>6} {:>6} {:>7} | {:>6} {:>7} {:>8} | {:>9} {:>7}",
+                    "{name:<12} {threads:>7} {bytes:>5} | {:>6} {:>6} {:>7} | {:>6} {:>7} {:>8} | {:>9} {:>7} {:>9}",
                     s.value_at_quantile(0.5),
                     s.value_at_quantile(0.99),
                     s.value_at_quantile(0.999),
@@ -304,16 +462,18 @@ fn print_tails(for_ns: u64) {
                     r.value_at_quantile(0.99),
                     r.value_at_quantile(0.999),
                     s.len(),
-                    t.refused
+                    t.refused,
+                    t.spilled
                 );
             }
         }
     }
 }
 
-/// Criterion's mean of one send: batches that fit, drained between them outside the clock.
+/// Criterion's mean of one send: batches that fit, drained between them outside the clock. There
+/// is no such mean in an outage: what is sent leaves a lane only as it ages.
 fn means(for_ns: u64) {
-    const BATCH: u64 = 1_000;
+    const BATCH: u64 = 10_000;
     let time = Duration::from_nanos(for_ns);
     let mut criterion = Criterion::default()
         .sample_size(10)
@@ -323,19 +483,24 @@ fn means(for_ns: u64) {
     let mut group = criterion.benchmark_group("send");
     for bytes in [100, 256] {
         let value = vec![7u8; bytes];
-        for (name, front) in fronts(1) {
+        for (name, front) in fronts(1).into_iter().filter(|(name, _)| *name != "outage") {
+            let mut waiting = 0;
             group.bench_function(BenchmarkId::new(name, bytes), |b| {
                 b.iter_custom(|sends| {
                     let mut spent = Duration::ZERO;
                     let mut left = sends;
                     while left > 0 {
-                        let batch = left.min(BATCH);
+                        if waiting == BATCH {
+                            front.drain();
+                            waiting = 0;
+                        }
+                        let batch = left.min(BATCH - waiting);
                         let start = Instant::now();
                         for _ in 0..batch {
                             black_box(front.send(0, black_box(&value)));
                         }
                         spent += start.elapsed();
-                        front.drain();
+                        waiting += batch;
                         left -= batch;
                     }
                     spent
@@ -347,8 +512,8 @@ fn means(for_ns: u64) {
 }
 
 fn main() {
-    let ms = std::env::var("FOREBAY_BENCH_MS").ok().and_then(|ms| ms.parse().ok());
-    let for_ns = ms.unwrap_or(2_000u64).max(10) * 1_000_000;
+    let for_ms = env("FOREBAY_BENCH_MS").unwrap_or(if is_quick() { 100 } else { 2_000 });
+    let for_ns = for_ms.max(10) * 1_000_000;
     means(for_ns);
     print_tails(for_ns);
 }
