@@ -141,7 +141,7 @@ fn run(client: &Client, load: &Load) -> (f64, f64, u64) {
                 ready.wait();
                 let send = |n: u64, _| {
                     client.send_waiting(&value);
-                    if n % 500 == 0 {
+                    if n.is_multiple_of(500) {
                         client.serve();
                     }
                 };
