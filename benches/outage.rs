@@ -66,7 +66,7 @@ struct Verdict {
 fn judge(kafka: &Kafka, topic: &str, accepted: &[u64]) -> Verdict {
     let records = kafka.oracle().read(topic).expect("the topic can be read");
     let in_partition = |r: &Consumed| Stream::Partition(r.partition);
-    let audit = Audit::new(&records, |r| in_partition(r));
+    let audit = Audit::new(&records, in_partition);
     assert_eq!(audit.strangers, 0);
     Verdict {
         missing: audit.missing(accepted).len() as u64,
