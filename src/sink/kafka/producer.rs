@@ -93,6 +93,10 @@ impl std::fmt::Debug for KafkaSink {
     }
 }
 
+/// Requests of bytes that a partition may have for each request of records. Large records fill a
+/// request long before they are many: with one, nothing would be copied while it is under way.
+const BYTES_AHEAD: u64 = 2;
+
 impl KafkaSink {
     /// A sink for these options. It doesn't wait for Kafka: brokers that don't answer, or whose
     /// names don't resolve, show in [`Sink::state`].
@@ -108,7 +112,7 @@ impl KafkaSink {
         let ahead = u64::from(options.requests_ahead);
         let limits = Limits {
             records_ahead: u32::try_from(batch_records * ahead).unwrap_or(u32::MAX),
-            bytes_ahead: batch_bytes * ahead,
+            bytes_ahead: batch_bytes * ahead * BYTES_AHEAD,
             turn_records: u32::try_from(batch_records).unwrap_or(u32::MAX),
             turn_bytes: batch_bytes,
             turn_ns: 10 * MS,
