@@ -179,8 +179,8 @@ pub struct Stats {
     /// Time from arrival to the delivery report in microseconds (one record in 16).
     pub delivery_us: Percentiles,
     /// What the run before this one may have lost at most, if it ended without `close`: its
-    /// unsafe records when it last stored its checkpoint. Records that came within the last
-    /// 10 ms before the crash are not in it.
+    /// unsafe records when it last stored its checkpoint. What came after that store, one look
+    /// and one turn of the keeper (about 20 ms), is not in it.
     pub lost_at_most: u64,
     /// Bytes of memory that lanes and tables take, fixed at open.
     pub memory_bytes: u64,
