@@ -18,9 +18,6 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-/// No receipt.
-pub const NO_RECEIPT: u32 = u32::MAX;
-
 const FREE: u32 = 0;
 const PENDING: u32 = 1;
 const DELIVERED: u32 = 2;

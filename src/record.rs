@@ -38,6 +38,8 @@ pub struct LogPosition {
 
 /// `partition` of a record whose partition the sink is to choose.
 pub const ANY_PARTITION: i32 = -1;
+/// `receipt` of a record that nobody waits for.
+pub const NO_RECEIPT: u32 = u32::MAX;
 /// Most headers a record may carry.
 pub const HEADERS_MAX: usize = 16;
 /// Longest header name, in bytes.

@@ -3,8 +3,8 @@
 use crate::clock::coarse_unix_ms;
 use crate::error::SendError;
 use crate::lane::OutRecord;
-use crate::receipt::{NO_RECEIPT, Receipt, Waiting};
-use crate::record::{ANY_PARTITION, HEADERS_MAX, Header, TopicId};
+use crate::receipt::{Receipt, Waiting};
+use crate::record::{ANY_PARTITION, HEADERS_MAX, Header, NO_RECEIPT, TopicId};
 use crate::shared::Shared;
 use std::sync::Arc;
 use std::time::Duration;

@@ -27,11 +27,11 @@ impl Flusher {
             };
             if is_high(self) {
                 // What is still in the lane can only be journaled once it has a number.
-                self.lanes[i].look = self.drain.look(i);
+                self.look_again(i);
                 self.pop_all();
                 self.journal_while(is_high);
             }
-            self.lanes[i].look = self.drain.look(i);
+            self.look_again(i);
         }
     }
 

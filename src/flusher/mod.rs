@@ -13,8 +13,7 @@ pub(crate) mod run;
 use crate::clock::Clock;
 use crate::keeper::KeeperLink;
 use crate::lane::{Drain, Frame, LaneLook};
-use crate::receipt::NO_RECEIPT;
-use crate::record::{LogPosition, Lsn, TopicId};
+use crate::record::{Lsn, NO_RECEIPT, TopicId};
 use crate::report::{Opaque, Reason, Report};
 use crate::sequence::policy::{self, Timing, Waiting};
 use crate::sequence::{Finished, Journal, Limits, Popped, Sequence};
@@ -314,6 +313,13 @@ impl Flusher {
         waiting
     }
 
+    /// Looks at a lane once more within a look, for what has changed since.
+    fn look_again(&mut self, lane: usize) -> LaneLook {
+        let look = self.drain.look(lane);
+        self.lanes[lane].look = look;
+        look
+    }
+
     /// Takes everything that is in the lanes; each record gets its number.
     fn pop_all(&mut self) {
         for i in 0..self.lanes.len() {
@@ -443,10 +449,5 @@ impl Flusher {
                 End::Dropped(_) => self.shared.receipts.dropped(f.receipt),
             }
         }
-    }
-
-    /// Where the backlog's reader has to begin.
-    fn backlog_from(&self) -> Option<LogPosition> {
-        self.seq.backlog_from()
     }
 }

@@ -158,7 +158,7 @@ impl Flusher {
 
     /// Reads the next frame of the backlog, admits it and offers it while its bytes are here.
     fn read_backlog(&mut self, now_ns: u64) -> Offer {
-        let from = self.backlog_from();
+        let from = self.seq.backlog_from();
         let Some(wal) = &mut self.wal else {
             self.seq.caught_up();
             return Offer::Skip;

@@ -1,6 +1,7 @@
 //! Owns what the flusher tells the world after a look: the snapshot, the checkpoint, the waiters.
 
 use super::Flusher;
+use crate::record::TopicId;
 use crate::sequence::Books;
 use crate::stats::{BookTotals, Percentiles, States, Stats, TopicStats, WalStats};
 use crate::wal::{CheckpointData, TopicBooks as StoredBooks};
@@ -61,14 +62,13 @@ impl Flusher {
 
     /// The totals as of the last look at the lanes.
     fn totals(&mut self) -> BookTotals {
-        let books: &Books = self.seq.books();
         let (mut accepted, mut in_lanes) = (0, 0);
         for i in 0..self.lanes.len() {
-            let look = self.drain.look(i);
-            self.lanes[i].look = look;
+            let look = self.look_again(i);
             accepted += look.head_seq - look.padding;
             in_lanes += look.head_seq - look.popped;
         }
+        let books: &Books = self.seq.books();
         BookTotals {
             accepted,
             in_lanes,
@@ -103,11 +103,7 @@ impl Flusher {
         let topics = self.seq.books().topics();
         stats.topics.resize_with(topics.len(), TopicStats::default);
         for (i, (to, from)) in stats.topics.iter_mut().zip(topics).enumerate() {
-            if to.name.is_empty()
-                && let Some(name) = self.shared.topics.name(crate::record::TopicId(i as u32))
-            {
-                to.name = name.to_string();
-            }
+            self.fill_name(&mut to.name, i);
             to.accepted = from.popped;
             to.recovered = from.recovered;
             to.delivered = from.delivered;
@@ -163,6 +159,15 @@ impl Flusher {
         stats.memory_bytes = f.memory_bytes;
     }
 
+    /// A topic's name never changes: it is looked up once.
+    fn fill_name(&self, to: &mut String, topic: usize) {
+        if to.is_empty()
+            && let Some(name) = self.shared.topics.name(TopicId(topic as u32))
+        {
+            *to = name.to_string();
+        }
+    }
+
     fn fill_checkpoint(&self, data: &mut CheckpointData, totals: &BookTotals) {
         data.watermark = self.seq.acked();
         data.next_lsn = self.seq.next();
@@ -172,11 +177,7 @@ impl Flusher {
         let topics = self.seq.books().topics();
         data.topics.resize_with(topics.len(), StoredBooks::default);
         for (i, (to, from)) in data.topics.iter_mut().zip(topics).enumerate() {
-            if to.name.is_empty()
-                && let Some(name) = self.shared.topics.name(crate::record::TopicId(i as u32))
-            {
-                to.name = name.to_string();
-            }
+            self.fill_name(&mut to.name, i);
             to.delivered = from.delivered;
             to.set_aside = from.set_aside.total();
             to.dropped = from.dropped.total();

@@ -107,7 +107,7 @@ impl Flusher {
         let mut until_ns = self.clock.now_ns() + LAST_JOURNAL_NS;
         loop {
             for i in 0..self.lanes.len() {
-                self.lanes[i].look = self.drain.look(i);
+                self.look_again(i);
             }
             self.pop_all();
             let before = self.seq.journaled();

@@ -11,8 +11,6 @@ use crate::sync::{AtomicBool, AtomicU64, Ordering};
 use std::io;
 use std::sync::Arc;
 
-/// `receipt` of a record that nobody waits for.
-pub const NO_RECEIPT: u32 = u32::MAX;
 /// How many reasons for a refusal there are; `refused()[i]` belongs to `SendError::ALL[i]`.
 pub const SEND_ERRORS: usize = SendError::ALL.len();
 
@@ -31,7 +29,7 @@ pub struct OutRecord<'a> {
     pub value: Option<&'a [u8]>,
     /// The headers, in order.
     pub headers: &'a [Header<'a>],
-    /// The receipt that waits for this record, or [`NO_RECEIPT`].
+    /// The receipt that waits for this record, or [`crate::record::NO_RECEIPT`].
     pub receipt: u32,
 }
 

@@ -61,5 +61,6 @@ mod loom_tests;
 mod tests;
 
 pub use drain::{Drain, Frame, LaneLook};
-pub use lanes::{Lanes, NO_RECEIPT, OutRecord, SEND_ERRORS};
+pub use crate::record::NO_RECEIPT;
+pub use lanes::{Lanes, OutRecord, SEND_ERRORS};
 pub use options::LaneOptions;

@@ -155,7 +155,7 @@ impl Process {
                 key: key.as_ref().map(|k| &k[..]),
                 value: Some(&value),
                 headers: &[],
-                receipt: crate::receipt::NO_RECEIPT,
+                receipt: crate::record::NO_RECEIPT,
             },
         )
     }

@@ -66,12 +66,6 @@ impl FileStorage {
         Ok(FileStorage { dir: dir.to_path_buf(), _lock: None })
     }
 
-    /// The directory.
-    #[must_use]
-    pub fn dir(&self) -> &Path {
-        &self.dir
-    }
-
     fn open_with(&self, name: &str, create: bool) -> io::Result<Arc<dyn StorageFile>> {
         let write = self._lock.is_some();
         let file = OpenOptions::new()
