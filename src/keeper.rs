@@ -141,7 +141,7 @@ impl Keeper {
         let fresh = self.link.take(&mut self.data);
         let checkpoint = fresh.then_some(&self.data);
         let report = self.wal.step(now_ns, checkpoint);
-        if report.prepared {
+        if report.prepared || report.sync_failed {
             self.flusher.wake();
         }
         self.link.note(report.error);
@@ -170,7 +170,7 @@ impl Keeper {
         self.link.take(&mut self.data);
         let ended = self
             .wal
-            .sync_now()
+            .sync_at_end()
             .and_then(|()| self.wal.store_checkpoint(&self.data))
             .and_then(|()| self.wal.sync_now());
         if let Err(e) = ended {

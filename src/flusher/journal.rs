@@ -35,6 +35,16 @@ impl Flusher {
         }
     }
 
+    /// A segment whose sync failed is left even when nothing comes: the keeper rewrites it.
+    pub(super) fn leave_failed_segments(&mut self) {
+        if self.wal.as_mut().is_some_and(crate::wal::Wal::leave_failed)
+            && let Some(keeper) = &self.keeper
+        {
+            self.changed = true;
+            keeper.wake();
+        }
+    }
+
     fn journal_while(&mut self, mut wanted: impl FnMut(&mut Flusher) -> bool) -> bool {
         let mut prepared = 0u64;
         if let Some(wal) = &mut self.wal {

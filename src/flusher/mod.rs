@@ -242,6 +242,7 @@ impl Flusher {
     /// One turn at `now_ns`.
     pub(crate) fn look(&mut self, now_ns: u64) -> Looked {
         self.begin(now_ns);
+        self.leave_failed_segments();
         self.serve(now_ns);
         self.set_aside_parked();
         let waiting = self.look_at_lanes(now_ns);

@@ -3,8 +3,9 @@
 //! removes segments after a manifest without them is durable.
 
 use super::checkpoint::{CheckpointData, CheckpointWriter, Manifest};
-use super::format::{QUARANTINE_DIR, SegmentKind, segment_name};
-use super::shared::{BadRange, Common, Prepared};
+use super::format::{QUARANTINE_DIR, SET_ASIDE_DIR, SegmentKind, segment_name};
+use super::rewrite::remove_mark;
+use super::shared::{BadRange, Common, Failed, Prepared};
 use super::storage::Storage;
 use super::types::{AppendError, SaltSource};
 use crate::sync::Ordering;
@@ -24,6 +25,10 @@ pub struct WalKeeper {
     pub(super) checkpoint: CheckpointWriter,
     pub(super) synced_at_ns: Option<u64>,
     pub(super) synced_asides: u64,
+    /// The manifest names a segment that isn't there any more.
+    pub(super) manifest_stale: bool,
+    /// A file that could not be made whole, and not be removed either.
+    pub(super) unmade: Option<(SegmentKind, u64)>,
     /// Segments of earlier runs: the process that wrote them may have died before its sync.
     pub(super) recovered: Vec<(SegmentKind, u64)>,
 }
@@ -35,6 +40,8 @@ pub struct StepReport {
     pub prepared: bool,
     /// A sync returned.
     pub synced: bool,
+    /// A sync failed: wake the flusher, which leaves the segment.
+    pub sync_failed: bool,
     /// Something was appended that no sync has covered yet.
     pub unsynced: bool,
     /// The checkpoint was stored.
@@ -42,12 +49,12 @@ pub struct StepReport {
     /// Segments removed.
     pub unlinked: u64,
     /// The first error of the step, with what failed. Every step tries again, except a sync:
-    /// a segment whose sync failed is left by the flusher and never believed again.
+    /// a segment whose sync failed is left by the flusher and rewritten.
     pub error: Option<(&'static str, io::ErrorKind)>,
 }
 
 impl StepReport {
-    fn note<T>(&mut self, what: &'static str, done: io::Result<T>) -> Option<T> {
+    pub(super) fn note<T>(&mut self, what: &'static str, done: io::Result<T>) -> Option<T> {
         match done {
             Ok(value) => Some(value),
             Err(e) => {
@@ -59,10 +66,12 @@ impl StepReport {
 }
 
 impl WalKeeper {
-    /// One turn: prepares, syncs when `sync_interval` has passed, stores `checkpoint` when it
+    /// One turn: rewrites what a failed sync left in doubt, prepares, syncs when `sync_interval` has passed, stores `checkpoint` when it
     /// is given, removes what was trimmed.
     pub fn step(&mut self, now_ns: u64, checkpoint: Option<&CheckpointData>) -> StepReport {
         let mut report = StepReport::default();
+        // First, since where room is short it matters more than a segment to come.
+        self.rewrite_failed(now_ns, &mut report);
         for kind in [SegmentKind::Main, SegmentKind::SetAside] {
             let done = self.prepare(kind);
             report.prepared |= report.note("prepare", done) == Some(true);
@@ -73,54 +82,79 @@ impl WalKeeper {
             .is_none_or(|at| now_ns.saturating_sub(at) >= self.common.options.sync_interval_ns);
         if due {
             self.synced_at_ns = Some(now_ns);
+            let failures = self.common.sync_failures.load(Ordering::Relaxed);
             let done = self.sync_now();
             report.synced = report.note("sync", done).is_some();
+            report.sync_failed = failures != self.common.sync_failures.load(Ordering::Relaxed);
         }
         if let Some(data) = checkpoint {
             let done = self.store_checkpoint(data);
             report.checkpointed = report.note("checkpoint", done).is_some();
         }
+        if self.manifest_stale {
+            let done = self.publish_manifest();
+            report.note("manifest", done);
+        }
         let done = self.unlink_trimmed();
         report.unlinked = report.note("unlink", done).unwrap_or(0);
-        report.unsynced =
-            self.common.appended_below.load(Ordering::Acquire) != self.common.synced_below();
+        report.unsynced = self.common.appended_below.load(Ordering::Acquire)
+            != self.common.synced_below()
+            || self.common.aside_appends.load(Ordering::Acquire) != self.synced_asides
+            || !self.common.state.lock().failed.is_empty();
         report
     }
 
     /// Syncs everything that was appended before the call, and the checkpoint.
     ///
     /// # Errors
-    /// The first sync that failed; its segment is left by the flusher, and `synced_below`
-    /// stands still until that segment is trimmed.
+    /// The first sync that failed. Its segment is left by the flusher and rewritten in a later
+    /// [`WalKeeper::step`]; `synced_below` stands still until then.
     pub fn sync_now(&mut self) -> io::Result<()> {
-        let (mut files, retired, below, asides) = {
+        let (mut files, retired, owners, below, asides) = {
             let mut state = self.common.state.lock();
-            let files: Vec<_> = state.active.iter().flatten().cloned().collect();
+            let mut files: Vec<Failed> = Vec::new();
+            for kind in [SegmentKind::Main, SegmentKind::SetAside] {
+                if let Some((number, file)) = state.active[kind as usize].clone() {
+                    let file = Some(file);
+                    files.push(Failed { file, active: true, ..Failed::new(kind, number) });
+                }
+            }
+            let owners = state.adopt_left();
             let retired = std::mem::take(&mut state.retired);
             let below = self.common.appended_below.load(Ordering::Acquire);
             let asides = self.common.aside_appends.load(Ordering::Acquire);
-            (files, retired, below, asides)
+            (files, retired, owners, below, asides)
         };
+        drop(owners);
         let mut first_error = None;
         if retired.is_empty() && below == self.common.synced_below() && asides == self.synced_asides
         {
             files.clear();
         }
-        files.extend(retired.iter().map(|r| (r.number, r.file.clone())));
-        for (number, file) in files {
-            if let Err(e) = file.sync() {
-                self.common.state.lock().failed.push(number);
-                self.common.failed_segment.store(number, Ordering::Release);
-                self.common.sync_failures.fetch_add(1, Ordering::Relaxed);
+        for r in &retired {
+            let (file, known) = (Some(r.file.clone()), Some(r.known));
+            files.push(Failed { file, known, ..Failed::new(r.kind, r.number) });
+        }
+        for in_case in files {
+            let (kind, number) = (in_case.kind, in_case.number);
+            // A second sync of a segment whose first one failed would say nothing.
+            if self.common.state.lock().is_failed(number) {
+                continue;
+            }
+            let synced = in_case.file.as_ref().map_or(Ok(()), |f| f.sync());
+            if let Err(e) = synced.and_then(|()| self.still_there(kind, number)) {
+                self.sync_failed(in_case);
                 first_error.get_or_insert(e);
             }
         }
         for (kind, number) in std::mem::take(&mut self.recovered) {
+            if self.common.state.lock().is_failed(number) {
+                continue;
+            }
             // One descriptor at a time, however many segments there are.
             match self.common.storage.open(&segment_name(kind, number)).and_then(|f| f.sync()) {
                 Err(e) if e.kind() != io::ErrorKind::NotFound => {
-                    self.common.state.lock().failed.push(number);
-                    self.common.sync_failures.fetch_add(1, Ordering::Relaxed);
+                    self.sync_failed(Failed::new(kind, number));
                     first_error.get_or_insert(e);
                 }
                 _ => {}
@@ -128,14 +162,42 @@ impl WalKeeper {
         }
         // Unmapped here, by the thread that may take long.
         drop(retired.into_iter().map(|r| r.owner).collect::<Vec<_>>());
-        if self.common.state.lock().failed.is_empty() {
-            self.common.synced_below.store(below, Ordering::Release);
-            self.synced_asides = asides;
+        {
+            let state = self.common.state.lock();
+            if !state.failed.iter().any(|f| f.kind == SegmentKind::SetAside) {
+                self.synced_asides = asides;
+            }
+            if state.failed.is_empty() {
+                self.common.synced_below.store(below, Ordering::Release);
+            }
         }
-        let checkpoint = self.checkpoint.sync();
+        let checkpoint = self.checkpoint.sync(&*self.common.storage);
         match first_error {
             Some(e) => Err(e),
             None => checkpoint,
+        }
+    }
+
+    /// The last sync: what failed is rewritten at once, without a pause.
+    ///
+    /// # Errors
+    /// What is still not power-safe after that.
+    pub fn sync_at_end(&mut self) -> io::Result<()> {
+        let first = self.sync_now();
+        loop {
+            let before = self.common.state.lock().failed.len();
+            let mut report = StepReport::default();
+            self.rewrite_failed(u64::MAX, &mut report);
+            let left = self.common.state.lock().failed.len();
+            if let Some((_, kind)) = report.error {
+                return Err(kind.into());
+            }
+            if left == 0 {
+                return if before == 0 { first } else { self.sync_now() };
+            }
+            if left == before {
+                return first.and(Err(io::Error::other("a segment whose sync failed is in use")));
+            }
         }
     }
 
@@ -148,31 +210,33 @@ impl WalKeeper {
         self.checkpoint.store(&*self.common.storage, data)
     }
 
+    /// What was set aside before the call is power-safe when this returns well.
     fn sync_asides(&mut self) -> io::Result<()> {
-        if self.common.aside_appends.load(Ordering::Acquire) != self.synced_asides {
+        let asides = self.common.aside_appends.load(Ordering::Acquire);
+        if asides != self.synced_asides {
             self.sync_now()?;
+        }
+        if self.synced_asides < asides {
+            return Err(io::Error::other("a set-aside segment waits to be rewritten"));
         }
         Ok(())
     }
 
     /// Prepares a segment if none waits and one is wanted; true when it did.
     pub(super) fn prepare(&mut self, kind: SegmentKind) -> io::Result<bool> {
-        let bytes = match kind {
-            SegmentKind::Main => self.common.options.segment_bytes,
-            SegmentKind::SetAside => self.common.options.set_aside_segment_bytes,
-        };
         {
-            let mut state = self.common.state.lock();
+            let state = self.common.state.lock();
             let wanted = kind == SegmentKind::Main || state.aside_wanted;
             if !wanted || state.prepared[kind as usize].is_some() {
                 return Ok(false);
             }
-            let used: u64 = state.live.values().map(|(_, bytes)| bytes).sum();
-            if used + bytes > self.common.wal_bytes_max {
-                state.shortage[kind as usize] = Some(AppendError::Full);
-                return Ok(false);
-            }
         }
+        self.remove_unmade()?;
+        if !self.has_room(kind) && !(kind == SegmentKind::SetAside && self.forget_vanished()) {
+            self.common.state.lock().shortage[kind as usize] = Some(AppendError::Full);
+            return Ok(false);
+        }
+        let bytes = self.segment_bytes(kind);
         match self.create(kind, bytes) {
             Ok(prepared) => {
                 let mut state = self.common.state.lock();
@@ -191,6 +255,64 @@ impl WalKeeper {
         }
     }
 
+    fn segment_bytes(&self, kind: SegmentKind) -> u64 {
+        match kind {
+            SegmentKind::Main => self.common.options.segment_bytes,
+            SegmentKind::SetAside => self.common.options.set_aside_segment_bytes,
+        }
+    }
+
+    /// Whether one more segment keeps the log within its bound. Main segments leave room for
+    /// set-aside ones, and these take no more than a quarter: neither can starve the other.
+    fn has_room(&self, kind: SegmentKind) -> bool {
+        let (options, max) = (&self.common.options, self.common.wal_bytes_max);
+        let reserve = options.set_aside_reserve_bytes();
+        let state = self.common.state.lock();
+        let after = state.used_bytes() + self.segment_bytes(kind);
+        match kind {
+            SegmentKind::Main => {
+                let aside = &state.prepared[SegmentKind::SetAside as usize];
+                let ready = aside.as_ref().map_or(0, |p| p.file.len());
+                after + reserve.saturating_sub(ready) <= max
+            }
+            SegmentKind::SetAside => {
+                let asides = state.live.values().filter(|(k, _)| *k == kind);
+                let asides: u64 = asides.map(|(_, bytes)| bytes).sum();
+                after + reserve / 2 <= max
+                    && asides + self.segment_bytes(kind) <= (max / 4).max(reserve)
+            }
+        }
+    }
+
+    /// Set-aside segments that somebody moved away no longer take room. True when that made
+    /// enough of it.
+    fn forget_vanished(&mut self) -> bool {
+        let kind = SegmentKind::SetAside;
+        let Ok(names) = self.common.storage.list(SET_ASIDE_DIR) else { return false };
+        {
+            let mut state = self.common.state.lock();
+            let used: Vec<u64> = state.active.iter().flatten().map(|(number, _)| *number).collect();
+            state.live.retain(|number, (k, _)| {
+                let file = format!("{number:016x}.wal");
+                *k != kind || used.contains(number) || names.contains(&file)
+            });
+        }
+        self.has_room(kind)
+    }
+
+    /// A file that could not be made whole and not be removed either: no other is made before it
+    /// is gone, or a disk that fails would fill up with them.
+    fn remove_unmade(&mut self) -> io::Result<()> {
+        let Some((kind, number)) = self.unmade else { return Ok(()) };
+        match self.common.storage.unlink(&segment_name(kind, number)) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+            _ => {}
+        }
+        self.unmade = None;
+        self.common.state.lock().live.remove(&number);
+        Ok(())
+    }
+
     fn create(&mut self, kind: SegmentKind, bytes: u64) -> io::Result<Prepared> {
         let number = self.next_number;
         let name = segment_name(kind, number);
@@ -206,25 +328,46 @@ impl WalKeeper {
             .and_then(|()| storage.sync_dir())
             .and_then(|()| self.publish_manifest());
         if let Err(e) = made {
-            let _ = storage.unlink(&name);
-            self.common.state.lock().live.remove(&number);
+            self.unmade = Some((kind, number));
+            // Its last step may have failed after the rename.
+            self.manifest_stale = true;
+            drop(file);
+            let _ = self.remove_unmade();
             return Err(e);
         }
         Ok(Prepared { number, file, salt: (self.salts)() as u32 })
     }
 
-    pub(super) fn publish_manifest(&self) -> io::Result<()> {
+    fn manifest(&self) -> Manifest {
         let segments = {
             let state = self.common.state.lock();
             let kept = state.live.iter().filter(|(number, _)| !state.trimmed.contains(number));
             kept.map(|(number, (kind, _))| (*number, *kind as u64)).collect()
         };
-        let manifest = Manifest {
-            directory_id: self.common.directory_id,
-            next_number: self.next_number,
-            segments,
-        };
-        manifest.publish(&*self.common.storage)
+        Manifest { directory_id: self.common.directory_id, next_number: self.next_number, segments }
+    }
+
+    pub(super) fn publish_manifest(&mut self) -> io::Result<()> {
+        self.manifest().publish(&*self.common.storage)?;
+        self.manifest_stale = false;
+        Ok(())
+    }
+
+    /// A manifest without what is about to be removed. To free room must not need room: on a
+    /// full disk the old one is written over, and where even that fails the removal goes on.
+    /// What a manifest names in vain is then below the watermark.
+    fn publish_before_removal(&mut self) -> io::Result<()> {
+        match self.publish_manifest() {
+            Err(e) if is_full(e.kind()) => {
+                self.manifest_stale = true;
+                match self.manifest().overwrite(&*self.common.storage) {
+                    // What an earlier removal left undone stays before the next.
+                    Err(e) if is_full(e.kind()) => self.common.storage.sync_dir(),
+                    done => done,
+                }
+            }
+            done => done,
+        }
     }
 
     /// Removes trimmed segments, oldest first. Each removal is durable before the next, so
@@ -235,7 +378,7 @@ impl WalKeeper {
             return Ok(0);
         }
         self.sync_asides()?;
-        self.publish_manifest()?;
+        self.publish_before_removal()?;
         trimmed.sort_unstable();
         let mut unlinked = 0;
         for number in trimmed {
@@ -248,14 +391,17 @@ impl WalKeeper {
                 unlinked += 1;
             }
             let mut state = self.common.state.lock();
+            let was_failed = state.is_failed(number);
             state.live.remove(&number);
             state.trimmed.retain(|n| *n != number);
-            state.failed.retain(|n| *n != number);
+            state.failed.retain(|f| f.number != number);
             state.retired.retain(|r| r.number != number);
-            if state.shortage[0] == Some(AppendError::Full) {
-                state.shortage[0] = None;
-            }
+            // There may be room now: the next turn finds out.
+            state.shortage = [None, None];
             drop(state);
+            if let Some(kind) = kind.filter(|_| was_failed) {
+                remove_mark(&*self.common.storage, kind, number);
+            }
             self.common.storage.sync_dir()?;
         }
         Ok(unlinked)
@@ -281,6 +427,11 @@ impl WalKeeper {
             }
         }
     }
+}
+
+/// Whether an error says that there is no room.
+pub(super) fn is_full(kind: io::ErrorKind) -> bool {
+    matches!(kind, io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
 /// Copies a range of a segment to a file of its own in quarantine; false when it is there

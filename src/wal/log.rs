@@ -5,7 +5,7 @@ use super::cursor::Cursor;
 use super::format::{FRAME_HEADER_BYTES, SegmentHeader, SegmentKind, SetAsideNote};
 use super::reader::SegmentInfo;
 use super::segment::{SegmentError, SegmentWriter};
-use super::shared::{Common, Retired};
+use super::shared::{Common, Known, Retired};
 use super::types::AppendError;
 use crate::record::{LogPosition, Lsn, RecordView};
 use crate::sync::Ordering;
@@ -25,8 +25,11 @@ pub struct Wal {
     pub(super) next_frame: [u64; 2],
     /// Longest frame, as it stands in headers.
     pub(super) frame_bytes_max: u32,
-    /// The cursor of `read_at`.
+    /// The cursor of `read_at`, and how many segments had been rewritten when it was made.
     pub(super) random: Option<Cursor>,
+    pub(super) random_rewritten: u64,
+    /// The last record found no room: the active segment goes, too, once all of it is final.
+    pub(super) starved: bool,
     pub(super) unix_ms: i64,
 }
 
@@ -45,6 +48,12 @@ pub struct WalStats {
     pub appended_below: Lsn,
     /// Syncs that failed.
     pub sync_failures: u64,
+    /// Segments whose sync failed and that aren't rewritten yet.
+    pub segments_unsynced: u64,
+    /// Segments rewritten after a failed sync.
+    pub segments_rewritten: u64,
+    /// Records that were no longer there when their segment was rewritten.
+    pub records_lost_by_sync: u64,
     /// Bad ranges copied to quarantine since open.
     pub ranges_quarantined: u64,
 }
@@ -114,7 +123,7 @@ impl Wal {
         record: &RecordView<'_>,
         note: Option<&SetAsideNote<'_>>,
     ) -> Result<LogPosition, AppendError> {
-        let failed = self.common.failed_segment.load(Ordering::Acquire);
+        let failed = self.failed_segment(kind);
         loop {
             let Some(active) = &mut self.active[kind as usize] else {
                 self.rotate(kind, lsn)?;
@@ -136,6 +145,25 @@ impl Wal {
         }
     }
 
+    /// The segment of this kind whose sync failed last while it was in use.
+    fn failed_segment(&self, kind: SegmentKind) -> u64 {
+        self.common.failed_segment[kind as usize].load(Ordering::Relaxed)
+    }
+
+    /// Leaves the segments whose sync failed, so that the keeper can rewrite them. True when
+    /// there was one: wake the keeper.
+    pub fn leave_failed(&mut self) -> bool {
+        let mut left = false;
+        for kind in [SegmentKind::Main, SegmentKind::SetAside] {
+            let failed = self.failed_segment(kind);
+            if self.active[kind as usize].as_ref().is_some_and(|a| a.header.number == failed) {
+                self.retire(kind);
+                left = true;
+            }
+        }
+        left
+    }
+
     /// Seals the active segment and begins the prepared one; without one, nothing changes.
     fn rotate(&mut self, kind: SegmentKind, base: Lsn) -> Result<(), AppendError> {
         let k = kind as usize;
@@ -143,6 +171,7 @@ impl Wal {
             let mut state = self.common.state.lock();
             let Some(prepared) = state.prepared[k].take() else {
                 state.aside_wanted |= kind == SegmentKind::SetAside;
+                self.starved |= kind == SegmentKind::Main;
                 return Err(state.shortage[k].unwrap_or(AppendError::NotReady));
             };
             prepared
@@ -165,6 +194,7 @@ impl Wal {
                 let file = writer.file.file();
                 self.common.state.lock().active[k] = Some((header.number, file));
                 self.active[k] = Some(writer);
+                self.starved &= kind != SegmentKind::Main;
                 Ok(())
             }
             Err(e) => {
@@ -195,9 +225,11 @@ impl Wal {
             });
         }
         let (number, file) = (writer.header.number, writer.file.file());
+        let (end, next_frame) = (writer.end, writer.next_frame);
+        let known = Known { header: writer.header, end, next_frame };
         let mut state = self.common.state.lock();
         state.active[k] = None;
-        state.retired.push(Retired { number, file, owner: writer.file });
+        state.retired.push(Retired { kind, number, file, known, owner: writer.file });
     }
 
     /// Seals what is open, so that the next start needs no scan. Appends may follow.
@@ -210,6 +242,10 @@ impl Wal {
     /// Tells the log that everything below `acked` is final. Segments that hold nothing else
     /// go to the keeper to be removed.
     pub fn trim(&mut self, acked: Lsn) {
+        if self.starved && self.active_main().is_some_and(|a| a.records > 0 && a.last_lsn < acked.0)
+        {
+            self.retire(SegmentKind::Main);
+        }
         let is_done = |s: &SegmentInfo| s.last_lsn.is_none_or(|last| last < acked.0);
         while self.segments.front().is_some_and(is_done) {
             if let Some(done) = self.segments.pop_front() {
@@ -238,13 +274,20 @@ impl Wal {
     /// Sizes and counts, for gauges.
     #[must_use]
     pub fn stats(&self) -> WalStats {
+        let (bytes_on_disk, segments_unsynced) = {
+            let state = self.common.state.lock();
+            (state.used_bytes(), state.failed.len() as u64)
+        };
         WalStats {
-            bytes_on_disk: self.common.bytes_on_disk(),
+            bytes_on_disk,
             wal_bytes_max: self.common.wal_bytes_max,
             segments: self.segments.len() as u64 + u64::from(self.active_main().is_some()),
             synced_below: self.synced_below(),
             appended_below: Lsn(self.common.appended_below.load(Ordering::Acquire)),
             sync_failures: self.common.sync_failures.load(Ordering::Relaxed),
+            segments_unsynced,
+            segments_rewritten: self.common.segments_rewritten.load(Ordering::Relaxed),
+            records_lost_by_sync: self.common.records_lost_by_sync.load(Ordering::Relaxed),
             ranges_quarantined: self.common.ranges_quarantined.load(Ordering::Relaxed),
         }
     }

@@ -3,6 +3,8 @@
 //! Every call that changes something is an *op* and is counted. The fault model: a process
 //! crash keeps everything written; a power cut keeps what was synced, and of the rest any
 //! subset of 512-byte sectors, any subset of unsynced names, and either length of a file.
+//! A sync that a fault makes fail does nothing, or, if asked, what Linux does: what it should
+//! have written counts as written from then on, is not on disk, and no later sync writes it.
 
 use super::storage::{AppendFile, Storage, StorageFile};
 use parking_lot::Mutex;
@@ -58,6 +60,7 @@ struct Disk {
     crashed: bool,
     faults: Option<FaultPlan>,
     capacity_bytes: Option<u64>,
+    failed_syncs_forget: bool,
 }
 
 #[derive(Clone, Default)]
@@ -215,6 +218,30 @@ impl MemoryStorage {
         self.disk.lock().capacity_bytes = bytes;
     }
 
+    /// Whether a failed sync forgets what it should have written, as Linux does.
+    pub fn set_failed_syncs_forget(&self, forget: bool) {
+        self.disk.lock().failed_syncs_forget = forget;
+    }
+
+    /// The page cache lets go of what it holds of a file and doesn't owe the disk: what a
+    /// failed sync lost is read as it is on disk from now on.
+    pub fn evict(&self, name: &str) {
+        let mut disk = self.disk.lock();
+        let Some(file) = disk.names.get(name).copied() else { return };
+        let file = &mut disk.files[file];
+        for at in (0..file.live.len()).step_by(SECTOR_BYTES) {
+            let sector = at / SECTOR_BYTES;
+            let owed = file.dirty.get(sector / 64).is_some_and(|w| w & (1 << (sector % 64)) != 0);
+            let to = (at + SECTOR_BYTES).min(file.live.len());
+            if !owed {
+                match file.durable.get(at..to) {
+                    Some(durable) => file.live[at..to].copy_from_slice(durable),
+                    None => file.live[at..to].fill(0),
+                }
+            }
+        }
+    }
+
     /// What the next process finds after this one died: everything written so far, synced or
     /// not. What wasn't synced can still be lost in a later power cut.
     #[must_use]
@@ -227,6 +254,7 @@ impl MemoryStorage {
                 durable_names: disk.durable_names.clone(),
                 pending: disk.pending.clone(),
                 capacity_bytes: disk.capacity_bytes,
+                failed_syncs_forget: disk.failed_syncs_forget,
                 ..Disk::default()
             })),
         }
@@ -266,6 +294,7 @@ impl MemoryStorage {
                 durable_names: names.clone(),
                 names,
                 capacity_bytes: disk.capacity_bytes,
+                failed_syncs_forget: disk.failed_syncs_forget,
                 ..Disk::default()
             })),
         }
@@ -397,7 +426,12 @@ impl StorageFile for Handle {
 
     fn sync(&self) -> io::Result<()> {
         let mut disk = self.disk.lock();
-        disk.step(StorageOp::Sync)?;
+        if let Err(e) = disk.step(StorageOp::Sync) {
+            if disk.failed_syncs_forget && !disk.crashed {
+                disk.files[self.file].dirty.clear();
+            }
+            return Err(e);
+        }
         let file = &mut disk.files[self.file];
         file.durable.resize(file.live.len(), 0);
         file.settle(|| true);
@@ -426,8 +460,10 @@ struct Appender {
 
 impl Appender {
     fn in_range(&self, offset: u64, len: usize) -> io::Result<()> {
+        // Where the file was cut, a real mapping has no page any more.
+        let there = self.len.min(self.disk.lock().files[self.file].live.len() as u64);
         let end = offset.checked_add(len as u64);
-        end.filter(|end| *end <= self.len).map(|_| ()).ok_or(io::ErrorKind::WriteZero.into())
+        end.filter(|end| *end <= there).map(|_| ()).ok_or(io::ErrorKind::WriteZero.into())
     }
 }
 

@@ -6,7 +6,7 @@
 //! are in [`format`], the verdicts on what recovery meets in `cursor` and `recover`.
 //!
 //! Reading order: `storage`, `format`, `segment`, `log`, `cursor`, `reader`, `recover`,
-//! `keeper`, `checkpoint`.
+//! `keeper`, `rewrite`, `checkpoint`.
 
 mod checkpoint;
 mod cursor;
@@ -20,6 +20,7 @@ mod memory_storage;
 mod open;
 mod reader;
 mod recover;
+mod rewrite;
 mod seal;
 mod segment;
 mod shared;

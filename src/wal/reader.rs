@@ -9,6 +9,7 @@ use super::storage::StorageFile;
 use super::types::{LogRecord, ReadError, ReadItem};
 use super::{SegmentKind, Wal, segment_name};
 use crate::record::{LogPosition, Lsn, RecordView, TopicId};
+use crate::sync::Ordering;
 use crate::topics::TopicTable;
 use std::io;
 use std::sync::Arc;
@@ -36,11 +37,13 @@ pub struct Reader {
     expect: Option<u64>,
     /// The segment of `at` has been read to its end.
     ended: bool,
+    /// Segments that had been rewritten when the cursor's file was opened.
+    rewritten: u64,
 }
 
 impl Reader {
     pub(super) fn new(at: LogPosition) -> Self {
-        Reader { at, cursor: None, expect: None, ended: false }
+        Reader { at, cursor: None, expect: None, ended: false, rewritten: 0 }
     }
 
     /// Where it stands: what a new reader from here would yield is what this one would.
@@ -86,6 +89,12 @@ impl Wal {
     }
 
     fn step(&self, reader: &mut Reader) -> Step {
+        let rewritten = self.segments_rewritten();
+        if reader.rewritten != rewritten {
+            // The name leads to another file now; what stands behind the old one may rot.
+            reader.cursor = None;
+            reader.rewritten = rewritten;
+        }
         loop {
             if reader.ended {
                 match self.turn_page(reader) {
@@ -208,7 +217,10 @@ impl Wal {
         if position.offset < HEADER_AREA_BYTES || position.offset >= span.end {
             return Err(ReadError::Gone);
         }
-        let kept = self.random.take().filter(|c| c.header().number == number);
+        let rewritten = self.segments_rewritten();
+        let is_current = |c: &Cursor| c.header().number == number;
+        let kept = self.random.take().filter(is_current).filter(|_| rewritten == self.random_rewritten);
+        self.random_rewritten = rewritten;
         let mut cursor = match kept {
             Some(cursor) => cursor,
             None => {
@@ -235,6 +247,10 @@ impl Wal {
             }
             _ => Err(ReadError::Damaged),
         }
+    }
+
+    fn segments_rewritten(&self) -> u64 {
+        self.common.segments_rewritten.load(Ordering::Acquire)
     }
 
     /// The first segment whose number is at least `number`.

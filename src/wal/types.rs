@@ -38,6 +38,21 @@ impl Default for WalOptions {
     }
 }
 
+impl WalOptions {
+    /// Room that is kept free of main segments: for a set-aside segment, so that records which
+    /// can't be delivered never wait for a full log that waits for them, and for its copy
+    /// should its sync fail.
+    pub(super) fn set_aside_reserve_bytes(&self) -> u64 {
+        2 * self.set_aside_segment_bytes
+    }
+
+    /// The least that `wal_bytes_max` may be.
+    #[must_use]
+    pub fn wal_bytes_least(&self) -> u64 {
+        2 * self.segment_bytes + self.set_aside_reserve_bytes()
+    }
+}
+
 /// Where salts and directory ids come from: 64 unpredictable bits a call.
 pub type SaltSource = Box<dyn FnMut() -> u64 + Send>;
 
