@@ -1,5 +1,6 @@
 //! Owns the way to the sink and back: handing over, reports, set-aside, rebuild.
 
+use super::room::SET_ASIDE_FULL;
 use super::{Flusher, PRODUCE_PER_LOOK, Parked, RECORD_OVERHEAD_BYTES, STATE_EVERY_NS};
 use crate::report::{Opaque, Outcome, Report};
 use crate::sequence::{Backlog, End, Next, Source, Verdict};
@@ -193,12 +194,7 @@ impl Flusher {
                 }
             }
             ReadItem::Damage { records_lost, bytes } => {
-                tracing::error!(records_lost, bytes, "the log is damaged; what follows is good");
-                self.figures.findings.push(format!(
-                    "replay: {records_lost} records in {bytes} bytes could not be read"
-                ));
-                self.seq.damaged(records_lost);
-                self.changed = true;
+                self.damaged(records_lost, bytes);
                 Offer::Skip
             }
             ReadItem::CaughtUp => {
@@ -216,17 +212,33 @@ impl Flusher {
         offer
     }
 
+    /// The log could not give back what it had counted.
+    pub(super) fn damaged(&mut self, records_lost: u64, bytes: u64) {
+        tracing::error!(records_lost, bytes, "the log is damaged; what follows is good");
+        let finding = format!("replay: {records_lost} records in {bytes} bytes could not be read");
+        self.figures.findings.push(finding);
+        self.seq.damaged(records_lost);
+        self.changed = true;
+    }
+
     /// Writes what can't be delivered to the set-aside log; without a log it is dropped. What
     /// can't be written now stays parked and keeps its place.
     pub(super) fn set_aside_parked(&mut self) {
         let now_ns = self.last_look_ns;
+        if self.parked.is_empty() {
+            self.figures.aside_unavailable = None;
+        }
         for _ in 0..self.parked.len() {
             let Some(parked) = self.parked.pop_front() else { return };
             let Some((lsn, source)) = self.seq.source_of(parked.opaque) else { continue };
             let end = match self.set_aside(&parked, lsn, source) {
                 Ok(end) => end,
+                Err(NotAside::Append(error)) if error.is_full() && self.drops() => {
+                    self.aside_failed(error);
+                    End::Dropped(SET_ASIDE_FULL)
+                }
                 Err(NotAside::Append(error)) => {
-                    self.append_failed("set-aside", error);
+                    self.aside_failed(error);
                     self.parked.push_front(parked);
                     return;
                 }
@@ -236,6 +248,9 @@ impl Flusher {
                     return;
                 }
             };
+            if matches!(end, End::SetAside(_)) {
+                self.aside_works();
+            }
             if let Some(finished) = self.seq.finish(parked.opaque, end) {
                 self.finished(now_ns, finished);
             }

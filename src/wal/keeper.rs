@@ -7,7 +7,7 @@ use super::format::{QUARANTINE_DIR, SET_ASIDE_DIR, SegmentKind, segment_name};
 use super::rewrite::remove_mark;
 use super::shared::{BadRange, Common, Failed, Prepared};
 use super::storage::Storage;
-use super::types::{AppendError, SaltSource};
+use super::types::{AppendError, SaltSource, is_full};
 use crate::sync::Ordering;
 use std::io;
 use std::sync::Arc;
@@ -232,7 +232,9 @@ impl WalKeeper {
             }
         }
         self.remove_unmade()?;
-        if !self.has_room(kind) && !(kind == SegmentKind::SetAside && self.forget_vanished()) {
+        let has_room =
+            self.has_room(kind) || (kind == SegmentKind::SetAside && self.forget_vanished());
+        if !has_room {
             self.common.state.lock().shortage[kind as usize] = Some(AppendError::Full);
             return Ok(false);
         }
@@ -427,11 +429,6 @@ impl WalKeeper {
             }
         }
     }
-}
-
-/// Whether an error says that there is no room.
-pub(super) fn is_full(kind: io::ErrorKind) -> bool {
-    matches!(kind, io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
 /// Copies a range of a segment to a file of its own in quarantine; false when it is there

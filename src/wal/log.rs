@@ -6,7 +6,7 @@ use super::format::{FRAME_HEADER_BYTES, SegmentHeader, SegmentKind, SetAsideNote
 use super::reader::SegmentInfo;
 use super::segment::{SegmentError, SegmentWriter};
 use super::shared::{Common, Known, Retired};
-use super::types::AppendError;
+use super::types::{AppendError, Oldest};
 use crate::record::{LogPosition, Lsn, RecordView};
 use crate::sync::Ordering;
 use crate::topics::TopicTable;
@@ -40,6 +40,8 @@ pub struct WalStats {
     pub bytes_on_disk: u64,
     /// Most that they may take.
     pub wal_bytes_max: u64,
+    /// There is no room for another segment: the log is at its bound, or the disk is full.
+    pub full: bool,
     /// Segments of the main log.
     pub segments: u64,
     /// Everything below is power-safe.
@@ -69,7 +71,9 @@ impl Wal {
     /// # Errors
     /// [`AppendError::Storage`]; the next append goes to another segment.
     pub fn prepare_batch(&mut self, bytes: u64) -> Result<(), AppendError> {
-        let Some(active) = &mut self.active[SegmentKind::Main as usize] else { return Ok(()) };
+        let active = self.active[SegmentKind::Main as usize].as_mut();
+        // One that was given up fails for good: the append goes on to the next segment.
+        let Some(active) = active.filter(|a| !a.is_broken()) else { return Ok(()) };
         active.populate(bytes).map_err(|e| {
             active.give_up();
             AppendError::Storage(e.kind())
@@ -254,6 +258,31 @@ impl Wal {
         }
     }
 
+    /// Whether the next append has a segment to go to, as far as is known.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        !self.starved || self.common.state.lock().prepared[SegmentKind::Main as usize].is_some()
+    }
+
+    /// What could go to make room after an append met an error that says the log is full. Not
+    /// before the keeper has found that what went last was not enough.
+    pub fn oldest(&mut self) -> Oldest {
+        {
+            let state = self.common.state.lock();
+            let k = SegmentKind::Main as usize;
+            let is_full = state.shortage[k].is_some_and(AppendError::is_full);
+            if !is_full || state.prepared[k].is_some() || !state.trimmed.is_empty() {
+                return Oldest::Coming;
+            }
+        }
+        if self.segments.is_empty() {
+            // The only one is full, or the append would have gone into it.
+            self.retire(SegmentKind::Main);
+        }
+        let last = self.segments.front().and_then(|oldest| oldest.last_lsn);
+        last.map_or(Oldest::Nothing, |last| Oldest::Below(Lsn(last.saturating_add(1))))
+    }
+
     /// Wall-clock time for the headers of segments to come.
     pub fn set_unix_ms(&mut self, now_unix_ms: i64) {
         self.unix_ms = now_unix_ms;
@@ -274,12 +303,14 @@ impl Wal {
     /// Sizes and counts, for gauges.
     #[must_use]
     pub fn stats(&self) -> WalStats {
-        let (bytes_on_disk, segments_unsynced) = {
+        let (bytes_on_disk, segments_unsynced, full) = {
             let state = self.common.state.lock();
-            (state.used_bytes(), state.failed.len() as u64)
+            let full = state.shortage[SegmentKind::Main as usize].is_some_and(AppendError::is_full);
+            (state.used_bytes(), state.failed.len() as u64, full)
         };
         WalStats {
             bytes_on_disk,
+            full,
             wal_bytes_max: self.common.wal_bytes_max,
             segments: self.segments.len() as u64 + u64::from(self.active_main().is_some()),
             synced_below: self.synced_below(),

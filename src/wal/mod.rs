@@ -40,7 +40,7 @@ pub use reader::Reader;
 pub use seal::Seal;
 pub use storage::{AppendFile, Storage, StorageFile};
 pub use types::{
-    AppendError, DamageReport, LogRecord, ReadError, ReadItem, Recovery, SaltSource, WalOptions,
+    AppendError, DamageReport, LogRecord, Oldest, ReadError, ReadItem, Recovery, SaltSource, WalOptions,
     random_salts,
 };
 

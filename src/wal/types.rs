@@ -81,6 +81,34 @@ pub enum AppendError {
     Storage(io::ErrorKind),
 }
 
+impl AppendError {
+    /// Whether the log has no room: it is at its bound, or the disk is full.
+    #[must_use]
+    pub fn is_full(self) -> bool {
+        match self {
+            AppendError::Full => true,
+            AppendError::Storage(kind) => is_full(kind),
+            AppendError::NotReady | AppendError::TooLarge => false,
+        }
+    }
+}
+
+/// Whether an error of the storage says that there is no room.
+pub(super) fn is_full(kind: io::ErrorKind) -> bool {
+    matches!(kind, io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
+/// What can be let go to make room.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Oldest {
+    /// The segment whose records are all below this number.
+    Below(Lsn),
+    /// Room is being made already, or was: wake the keeper and try again.
+    Coming,
+    /// There is nothing.
+    Nothing,
+}
+
 /// Why a record can't be read at a position.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 #[non_exhaustive]
