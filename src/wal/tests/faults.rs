@@ -370,3 +370,105 @@ fn a_disk_that_fails_every_sync_is_left_alone_and_comes_back() {
     power_safe(&storage, &log, "back again");
     println!("{errors} failed turns, {refused} appends refused, {} records", n);
 }
+
+#[test]
+fn a_segment_in_use_that_somebody_removes_is_put_back() {
+    let storage = disk();
+    let mut log = open(&storage, small());
+    for n in 1..=10 {
+        append_helped(&mut log, n);
+    }
+    log.keeper.sync_now().expect("synced");
+    let name = segment_name(SegmentKind::Main, 1);
+    Storage::unlink(&storage, &name).expect("somebody removes it");
+    Storage::sync_dir(&storage).expect("for good");
+    append_helped(&mut log, 11);
+    log.keeper.sync_now().expect_err("the name is gone");
+    assert_eq!(log.wal.synced_below(), Lsn(11));
+    mend(&mut log, SECOND);
+    assert!(storage.contents(&name).is_some());
+    assert_eq!((log.wal.synced_below(), log.wal.stats().segments_rewritten), (Lsn(12), 1));
+    assert_eq!(read_all(&log, Some(BEGIN)), ((1..=11).collect(), 0));
+    power_safe(&storage, &log, "put back");
+    append_helped(&mut log, 12);
+}
+
+#[test]
+fn an_older_segment_that_somebody_removes_is_counted_and_the_rest_comes() {
+    let storage = disk();
+    let mut log = open(&storage, small());
+    for n in 1..=100 {
+        append_helped(&mut log, n);
+    }
+    log.keeper.sync_now().expect("synced");
+    let gone = segment_name(SegmentKind::Main, 2);
+    Storage::unlink(&storage, &gone).expect("somebody removes it");
+    let (lsns, lost) = read_all(&log, Some(BEGIN));
+    assert!(lost > 5 && lsns.len() as u64 + lost == 100, "{lost}");
+    // It goes like any other in the end.
+    log.wal.trim(Lsn(101));
+    assert!(log.keeper.step(SECOND, None).error.is_none());
+    append_helped(&mut log, 101);
+    println!("{lost} of 100 records were in it");
+}
+
+#[test]
+fn a_segment_that_shrinks_costs_what_was_cut_and_the_log_goes_on() {
+    for active in [true, false] {
+        let storage = disk();
+        let mut log = open(&storage, small());
+        let records = if active { 10 } else { 60 };
+        for n in 1..=records {
+            append_helped(&mut log, n);
+        }
+        log.keeper.sync_now().expect("synced");
+        let name = segment_name(SegmentKind::Main, 1);
+        let file = Storage::open(&storage, &name).expect("there");
+        file.truncate(1_500).expect("somebody cuts it");
+        let mut n = records + 1;
+        let mut failed = 0;
+        while n <= records + 40 {
+            match append(&mut log, n) {
+                Ok(_) => n += 1,
+                Err(AppendError::NotReady) => drop(log.keeper.step(0, None)),
+                Err(_) => failed += 1,
+            }
+            assert!(failed <= 2, "the next append goes to another segment");
+        }
+        assert_eq!(failed > 0, active);
+        let _: io::Result<()> = log.keeper.sync_now();
+        mend(&mut log, SECOND);
+        log.keeper.sync_now().expect("synced");
+        assert_eq!(log.wal.synced_below(), Lsn(n));
+        let (lsns, lost) = read_all(&log, Some(BEGIN));
+        assert!(lost > 0 && lsns.len() as u64 + lost == n - 1, "{lost} of {}", n - 1);
+        assert!(lsns.ends_with(&(records + 1..n).collect::<Vec<_>>()));
+        println!("in use: {active}; {lost} records were cut off");
+    }
+}
+
+#[test]
+fn a_file_that_can_t_be_made_whole_nor_removed_is_the_only_one_of_its_kind() {
+    let storage = disk();
+    let mut log = open(&storage, small());
+    for n in 1..=3 {
+        append_helped(&mut log, n);
+    }
+    storage.set_faults(Some(Box::new(|_, op| {
+        matches!(op, StorageOp::Sync | StorageOp::Unlink).then_some(io::ErrorKind::Other)
+    })));
+    let mut failed = 0;
+    for turn in 0..100 {
+        failed += u64::from(log.keeper.step(turn * SECOND, None).error.is_some());
+        log.wal.leave_failed();
+        let _ = append(&mut log, 4 + turn);
+    }
+    let segments = storage.names().iter().filter(|n| n.ends_with(".wal")).count();
+    assert!(failed > 50 && segments <= 4, "{failed} {segments}");
+    let on_disk = log.wal.bytes_on_disk();
+    assert!(on_disk >= segments as u64 * 4096 - 4096, "{on_disk}: they count");
+    storage.set_faults(None);
+    log.keeper.step(1000 * SECOND, None);
+    assert!(log.keeper.step(1001 * SECOND, None).error.is_none());
+    println!("{failed} failed turns, {segments} segments on disk");
+}
