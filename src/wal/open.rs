@@ -80,6 +80,7 @@ impl Wal {
             synced_below: AtomicU64::new(synced_below),
             failed_segment: AtomicU64::new(NO_SEGMENT),
             sync_failures: AtomicU64::new(0),
+            segment_waits: AtomicU64::new(0),
             ranges_quarantined: AtomicU64::new(0),
             options,
         });
@@ -94,6 +95,7 @@ impl Wal {
             ),
             synced_at_ns: None,
             synced_asides: 0,
+            names_pending: false,
             recovered,
         };
         let prepared = keeper.prepare(SegmentKind::Main);

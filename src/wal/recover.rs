@@ -64,6 +64,8 @@ struct Recoverer<'a> {
     options: &'a WalOptions,
     damage: DamageReport,
     live: BTreeMap<u64, (SegmentKind, u64)>,
+    /// Prepared by an earlier run and never used.
+    unused: Vec<u64>,
     next_number: u64,
 }
 
@@ -79,6 +81,7 @@ pub(super) fn recover(
         options,
         damage: DamageReport::default(),
         live: BTreeMap::new(),
+        unused: Vec::new(),
         next_number: 1,
     };
     let main = r.numbers("")?;
@@ -133,7 +136,7 @@ pub(super) fn recover(
     let watermark = checkpoint.as_ref().map_or(0, |c| c.watermark.0);
     let mut next_lsn = checkpoint.as_ref().map_or(0, |c| c.next_lsn.0.max(c.watermark.0));
     let mut next_frame = [0; 2];
-    let mut trimmed = Vec::new();
+    let mut trimmed = std::mem::take(&mut r.unused);
     let mut kept: VecDeque<Known> = VecDeque::new();
     for (kind, segments) in [(SegmentKind::Main, main), (SegmentKind::SetAside, aside)] {
         for (header, file) in segments {
@@ -242,8 +245,12 @@ impl Recoverer<'_> {
                 self.set_apart(kind, number, "foreign", "its header names another segment");
             }
             HeaderVerdict::Unused if is_zero(&*file, 0, len)? => {
-                // Prepared and never used, or an empty file: there is nothing to keep.
-                let _ = self.storage.unlink(&name);
+                // Prepared and never used, or an empty file: there is nothing to keep. Its room
+                // is given back at once; its name goes when a manifest without it is durable,
+                // so that a crash until then leaves no gap that looks like a loss.
+                let bytes = if file.truncate(0).is_ok() { 0 } else { len };
+                self.live.insert(number, (kind, bytes));
+                self.unused.push(number);
             }
             HeaderVerdict::Unused => {
                 self.damage.unfinished_tails += 1;

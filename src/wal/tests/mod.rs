@@ -20,6 +20,7 @@ pub(super) fn small() -> WalOptions {
         set_aside_segment_bytes: 4096,
         wal_bytes_max: Some(1 << 20),
         record_bytes_max: 256,
+        segments_ahead_max: 1,
         read_buffer_bytes: 512,
         ..WalOptions::default()
     }
