@@ -110,6 +110,11 @@ impl Cursor {
         &self.header
     }
 
+    /// No record from here on has a lower LSN.
+    pub fn lsn_min(&self) -> u64 {
+        self.lsn_min
+    }
+
     pub fn file(&self) -> &Arc<dyn StorageFile> {
         &self.file
     }

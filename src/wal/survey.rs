@@ -131,6 +131,15 @@ fn survey(cursor: &mut Cursor, watermark: u64) -> Survey {
                 }
             }
             Ok(Found::Bad { from, to, lost, met }) => {
+                if met == Met::UnknownTopic && header.kind == SegmentKind::Main {
+                    // All but its topic is known.
+                    let above = cursor.lsn_min();
+                    s.last_lsn = s.last_lsn.max(above.checked_sub(1));
+                    if above <= watermark {
+                        s.begin.offset = cursor.pos;
+                        s.begin.due = cursor.expect.unwrap_or(s.begin.due);
+                    }
+                }
                 s.bad.push(Bad { from, to, lost: lost.unwrap_or(0), met });
             }
             Ok(Found::End { from, to, met }) => {
@@ -206,23 +215,22 @@ impl Recoverer<'_> {
             more: true,
             sealed: locator.is_some(),
             last: neighbours.next_base.is_none(),
-            is_final: false,
+            is_final: match (locator, neighbours.next_base) {
+                (Some(l), _) => l.last_lsn < neighbours.watermark,
+                (None, Some(base)) => base <= neighbours.watermark,
+                (None, None) => false,
+            },
         };
         let lost_inside = self.judge_bad(header, &s, place);
         let (from, to, met) = s.end;
         place.more = false;
-        place.is_final = match (locator, neighbours.next_base) {
-            (Some(l), _) => l.last_lsn < neighbours.watermark,
-            (None, Some(base)) => base <= neighbours.watermark,
-            (None, None) => false,
-        };
         let unreadable = cursor.is_unreadable(0, u64::MAX);
         if unreadable {
             self.keep(header.number);
         }
         let kept_whole = match verdict(met, place) {
             Verdict::Tail(cost) => {
-                !self.tail(header, (from, to, met), cost, cursor.is_unreadable(from, to))
+                !self.tail(header, s.end, cost, place.sealed)
             }
             _ => false,
         };
@@ -290,7 +298,7 @@ impl Recoverer<'_> {
         let mut lost = 0;
         for bad in &s.bad {
             // A record below the watermark stands behind it.
-            let is_final = bad.from < s.begin.offset;
+            let is_final = place.is_final || bad.from < s.begin.offset;
             let Verdict::Damage(cost) = verdict(bad.met, Place { is_final, ..place }) else {
                 continue;
             };
@@ -323,9 +331,9 @@ impl Recoverer<'_> {
         header: SegmentHeader,
         (from, to, met): (u64, u64, Met),
         cost: Cost,
-        unreadable: bool,
+        sealed: bool,
     ) -> bool {
-        let by_seal = cost == Cost::Seal;
+        let unreadable = met == Met::Unreadable;
         let costs = match cost {
             Cost::Unknown if unreadable => "nothing behind them says how many records they held",
             Cost::Unknown => "an append that a crash cut off, or a tail that no sync had covered",
@@ -335,7 +343,7 @@ impl Recoverer<'_> {
                 "the next segment's number says how many records they held"
             }
         };
-        if !by_seal {
+        if !sealed {
             self.damage.unfinished_tails += 1;
         }
         let what = format!(
@@ -345,8 +353,8 @@ impl Recoverer<'_> {
             met.words(),
         );
         let range = BadRange { number: header.number, from, to };
-        let tag = if by_seal { "bad" } else { "tail" };
-        self.quarantine(header.kind, &range, tag, unreadable || met == Met::Unreadable, what)
+        let tag = if sealed { "bad" } else { "tail" };
+        self.quarantine(header.kind, &range, tag, unreadable, what)
     }
 
     /// Copies a range to quarantine; where that can't be done the file is kept whole, and goes
