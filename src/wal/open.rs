@@ -73,6 +73,7 @@ impl Wal {
             state: Mutex::new(State {
                 live: opened.live,
                 trimmed: opened.trimmed,
+                keep: opened.keep,
                 ..State::default()
             }),
             appended_below: AtomicU64::new(recovery.next_lsn.0),
@@ -97,6 +98,7 @@ impl Wal {
             synced_asides: 0,
             names_pending: false,
             recovered,
+            reseal: opened.reseal,
         };
         let prepared = keeper.prepare(SegmentKind::Main);
         if let Err(source) = prepared
