@@ -117,7 +117,9 @@ impl Broker {
     fn answer(&mut self, queue: usize, events: &mut Vec<Event>, reports: &mut Vec<Report>) {
         let budget = self.budget(queue);
         for _ in 0..budget {
-            let Some(Request { opaque, event, .. }) = self.queues[queue].pop_front() else { return };
+            let Some(Request { opaque, event, .. }) = self.queues[queue].pop_front() else {
+                return;
+            };
             let swapped = self.lie == Some(Lie::Swaps) && self.random.within(0, 50) == 0;
             if swapped && let Some(next) = self.queues[queue].front_mut() {
                 events.push(next.event);

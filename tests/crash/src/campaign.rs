@@ -10,11 +10,13 @@ use std::path::PathBuf;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
+/// Failures that are printed.
+const FAILURES_TOLD: usize = 200;
 /// Kills of one directory before it is drained and judged.
 const KILLS_PER_SERIES: u64 = 8;
 /// From so many rounds on, every named point must have been hit: each round aims at the one that
 /// was hit least, and one in four is a kill at a random moment.
-const ROUNDS_FOR_EVERY_POINT: u64 = 300;
+const ROUNDS_FOR_EVERY_POINT: u64 = 200;
 
 /// Kill a pipeline ROUNDS times and judge what is left.
 ///
@@ -184,7 +186,11 @@ fn report(tally: &Tally, took: Duration) {
         tally.random_kills,
         tally.missed
     );
-    println!("{} of {} named points hit, each at least {least} times:", tally.points.len(), all.len());
+    println!(
+        "{} of {} named points hit, each at least {least} times:",
+        tally.points.len(),
+        all.len()
+    );
     for line in all.chunks(4) {
         let told = line.iter().map(|p| {
             let hits = tally.points.get(p).copied().unwrap_or(0);
@@ -203,10 +209,11 @@ fn report(tally: &Tally, took: Duration) {
         c.recovered, c.replayed_runs, c.closed, c.exposed
     );
     println!(
-        "duplicates {} (bound {}), late survivors {} of {} late appends",
-        c.duplicates, c.duplicates_bound, c.late_survivors, c.late_appends
+        "duplicates {}, most in one run {} (bounds of all runs together {}); late survivors {} of {} \
+         late appends",
+        c.duplicates, c.duplicates_worst, c.duplicates_bound, c.late_survivors, c.late_appends
     );
-    for failure in tally.failures.iter().take(20) {
+    for failure in tally.failures.iter().take(FAILURES_TOLD) {
         println!("FAILED {failure}");
     }
 }

@@ -96,9 +96,9 @@ pub fn run(args: &Args) -> Result<(), Box<dyn Error>> {
     std::thread::scope(|scope| -> Result<(), Box<dyn Error>> {
         let senders: Vec<_> = (0..THREADS.min(args.first.len()))
             .map(|t| {
-                    let (evidence, topics, is_over) = (&evidence, &topics, &is_over);
-                    scope.spawn(move || send(args, evidence, t, topics, is_over))
-                })
+                let (evidence, topics, is_over) = (&evidence, &topics, &is_over);
+                scope.spawn(move || send(args, evidence, t, topics, is_over))
+            })
             .collect();
         let watched = watch(args, &pipeline, &mut said);
         is_over.store(true, Ordering::Relaxed);

@@ -80,22 +80,52 @@ impl Said {
         let Said { looks, oldest_unsafe_ms, exposed, recovered, accepted, delivered, .. } = *self;
         let Said { in_wal, set_aside, dropped, damaged, unaccounted, complete, .. } = *self;
         [
-            looks, oldest_unsafe_ms, exposed, recovered, accepted, delivered, in_wal, set_aside,
-            dropped, damaged, unaccounted, complete,
+            looks,
+            oldest_unsafe_ms,
+            exposed,
+            recovered,
+            accepted,
+            delivered,
+            in_wal,
+            set_aside,
+            dropped,
+            damaged,
+            unaccounted,
+            complete,
         ]
     }
 
     fn of(words: &[u64]) -> Option<Said> {
         let &[
-            looks, oldest_unsafe_ms, exposed, recovered, accepted, delivered, in_wal, set_aside,
-            dropped, damaged, unaccounted, complete,
+            looks,
+            oldest_unsafe_ms,
+            exposed,
+            recovered,
+            accepted,
+            delivered,
+            in_wal,
+            set_aside,
+            dropped,
+            damaged,
+            unaccounted,
+            complete,
         ] = words
         else {
             return None;
         };
         Some(Said {
-            looks, oldest_unsafe_ms, exposed, recovered, accepted, delivered, in_wal, set_aside,
-            dropped, damaged, unaccounted, complete,
+            looks,
+            oldest_unsafe_ms,
+            exposed,
+            recovered,
+            accepted,
+            delivered,
+            in_wal,
+            set_aside,
+            dropped,
+            damaged,
+            unaccounted,
+            complete,
         })
     }
 

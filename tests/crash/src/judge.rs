@@ -7,8 +7,8 @@
 //!   has arrived (poison: has been set aside). Of a run that closed: everything.
 //! - **Order.** First arrivals of a stream keep the order sent, except late survivors.
 //! - **Holes.** Of each stream and run, what is missing is a tail.
-//! - **Duplicates.** At no time more than the kills so far allow: the span each, and what was
-//!   acknowledged since the checkpoint was stored that the next run finds.
+//! - **Duplicates.** A run brings no more than the ends before it allow: each the span, and what
+//!   was acknowledged since the checkpoint was stored that the next run found.
 //! - **Ghosts.** What arrives was sent, by that run or an earlier one, with those bytes.
 //! - **Books.** Each snapshot balances; nothing is dropped or damaged; a run that closed says
 //!   what senders and brokers say; what a run says it recovered is what is counted in the
@@ -21,6 +21,7 @@ use forebay::wal::CheckpointData;
 use std::collections::{HashMap, HashSet};
 
 const MS: u64 = 1_000_000;
+const SPAN: u64 = IN_FLIGHT_MAX_RECORDS as u64;
 /// Each look is at least this long: the flusher's longest sleep.
 const LOOK_MAX_MS: u64 = 10;
 
@@ -56,6 +57,8 @@ pub struct Counts {
     pub arrived: u64,
     pub duplicates: u64,
     pub duplicates_bound: u64,
+    /// Most of one run.
+    pub duplicates_worst: u64,
     pub late_survivors: u64,
     pub late_appends: u64,
     pub set_aside: u64,
@@ -74,6 +77,7 @@ impl Counts {
         self.arrived += more.arrived;
         self.duplicates += more.duplicates;
         self.duplicates_bound += more.duplicates_bound;
+        self.duplicates_worst = self.duplicates_worst.max(more.duplicates_worst);
         self.late_survivors += more.late_survivors;
         self.late_appends += more.late_appends;
         self.set_aside += more.set_aside;
@@ -98,7 +102,9 @@ impl Generation {
     fn knows(&self, id: Id) -> bool {
         let range = self.first.get(id.thread).zip(self.accepted.get(id.thread));
         // The one behind the last may have been accepted and not noted.
-        range.is_some_and(|(first, times)| (*first..=first + times.len() as u64).contains(&id.number))
+        range.is_some_and(|(first, times)| {
+            (*first..=first + times.len() as u64).contains(&id.number)
+        })
     }
 
     /// What the brokers had in their sockets and had not appended.
@@ -117,7 +123,8 @@ pub struct Judge<'a> {
     no_allowance: bool,
     arrivals: HashMap<Id, u64>,
     newest: HashMap<Stream, u64>,
-    acknowledged_since: u64,
+    /// Duplicates that may still come.
+    allowance: u64,
     counts: Counts,
     violations: Vec<String>,
 }
@@ -137,7 +144,7 @@ impl<'a> Judge<'a> {
             no_allowance,
             arrivals: HashMap::new(),
             newest: HashMap::new(),
-            acknowledged_since: 0,
+            allowance: 0,
             counts: Counts::default(),
             violations: Vec::new(),
         }
@@ -146,6 +153,7 @@ impl<'a> Judge<'a> {
     pub fn verdict(mut self) -> (Counts, Vec<String>) {
         for (g, generation) in self.generations.iter().enumerate() {
             self.books(g, generation);
+            let before = self.counts.duplicates;
             for event in generation.events.iter().filter(|e| e.appended) {
                 self.arrived(g, event, None);
             }
@@ -155,11 +163,7 @@ impl<'a> Judge<'a> {
                     self.arrived(g, &event, Some(dead));
                 }
             }
-            if self.counts.duplicates > self.counts.duplicates_bound {
-                let Counts { duplicates, duplicates_bound, .. } = self.counts;
-                self.say(g, format!("{duplicates} duplicates so far, at most {duplicates_bound} may be"));
-            }
-            self.allow_duplicates(generation);
+            self.duplicates(g, generation, self.counts.duplicates - before);
         }
         for (g, generation) in self.generations.iter().enumerate() {
             self.missing(g, generation);
@@ -206,18 +210,24 @@ impl<'a> Judge<'a> {
         }
     }
 
-    /// What its end may bring twice.
-    fn allow_duplicates(&mut self, generation: &Generation) {
-        let delivered = |c: &Option<CheckpointData>| c.as_ref().map_or(0, |c| c.delivered);
-        let appended = generation.events.iter().filter(|e| e.appended).count() as u64;
-        if generation.checkpoint_after == generation.checkpoint_before {
-            self.acknowledged_since += appended;
-        } else {
-            let stored = delivered(&generation.checkpoint_after)
-                .saturating_sub(delivered(&generation.checkpoint_before));
-            self.acknowledged_since = appended.saturating_sub(stored);
+    /// Its duplicates are within what the ends before it left, and it leaves an allowance itself:
+    /// the span, and what was acknowledged since the checkpoint was stored that the next run
+    /// finds. What it didn't come to of the allowance it found goes on, until it has delivered all
+    /// that it recovered.
+    fn duplicates(&mut self, g: usize, generation: &Generation, came: u64) {
+        if came > self.allowance {
+            self.say(g, format!("{came} duplicates, at most {} may be", self.allowance));
         }
-        self.counts.duplicates_bound += IN_FLIGHT_MAX_RECORDS as u64 + self.acknowledged_since;
+        self.counts.duplicates_worst = self.counts.duplicates_worst.max(came);
+        let delivered = |c: &Option<CheckpointData>| c.as_ref().map_or(0, |c| c.delivered);
+        let stored = delivered(&generation.checkpoint_after)
+            .saturating_sub(delivered(&generation.checkpoint_before));
+        let appended = generation.events.iter().filter(|e| e.appended).count() as u64;
+        // Behind so many, all that was recovered lies below the watermark.
+        let left = if stored >= generation.counted + SPAN { 0 } else { self.allowance };
+        let more = SPAN + appended.saturating_sub(stored);
+        self.counts.duplicates_bound += more;
+        self.allowance = left.saturating_sub(came) + more;
     }
 
     fn books(&mut self, g: usize, generation: &Generation) {
@@ -231,7 +241,10 @@ impl<'a> Judge<'a> {
         let honest_ms = generation.window_ms.max(2 * worst_ms.max(LOOK_MAX_MS)) + 1;
         let hidden = |s: &&Said| s.oldest_unsafe_ms > honest_ms && s.exposed == 0;
         if let Some(bad) = said.iter().find(hidden) {
-            self.say(g, format!("not exposed, and looks were {worst_ms} ms apart at most: {bad:?}"));
+            self.say(
+                g,
+                format!("not exposed, and looks were {worst_ms} ms apart at most: {bad:?}"),
+            );
         }
         if let Some(first) = said.first() {
             self.counts.recovered += first.recovered;
@@ -251,7 +264,7 @@ impl<'a> Judge<'a> {
         if closed.accepted != noted
             || closed.delivered != appended
             // What became final above the watermark is still there.
-            || !(closed.in_wal..=closed.in_wal + IN_FLIGHT_MAX_RECORDS as u64).contains(&left)
+            || !(closed.in_wal..=closed.in_wal + SPAN).contains(&left)
             || closed.complete != 1
             || closed.unaccounted + closed.dropped + closed.damaged > 0
         {

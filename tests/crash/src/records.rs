@@ -77,7 +77,14 @@ impl Made {
     /// A tombstone can't name a time of its own, so its key says which it is.
     fn into_tombstone(self) -> Made {
         let key = format!("{TOMBSTONE}{}-{}", self.id.thread, self.id.number).into_bytes();
-        Made { partition: None, key: Some(key), value: None, header: None, is_poison: false, ..self }
+        Made {
+            partition: None,
+            key: Some(key),
+            value: None,
+            header: None,
+            is_poison: false,
+            ..self
+        }
     }
 
     fn timestamp_ms(&self) -> i64 {
@@ -87,8 +94,12 @@ impl Made {
     /// `None` for a record without a key and a partition: nothing keeps those in order.
     pub fn stream(&self) -> Option<Stream> {
         let key = if self.partition.is_some() { None } else { self.key.clone() };
-        (self.partition.is_some() || key.is_some())
-            .then_some((self.id.thread, self.topic, self.partition, key))
+        (self.partition.is_some() || key.is_some()).then_some((
+            self.id.thread,
+            self.topic,
+            self.partition,
+            key,
+        ))
     }
 
     pub fn send(&self, topics: &[Topic]) -> Result<(), SendError> {

@@ -150,7 +150,8 @@ impl Series {
     }
 
     fn evidence(&self) -> Result<Evidence, String> {
-        Evidence::at(&self.home.join(format!("generation-{}", self.generations.len()))).map_err(told)
+        Evidence::at(&self.home.join(format!("generation-{}", self.generations.len())))
+            .map_err(told)
     }
 
     fn command(&self, window_ms: u64, wal_max_bytes: u64) -> Result<Command, String> {

@@ -29,10 +29,8 @@ impl Fuse {
     fn die(&self) -> ! {
         // Without the note the parent takes it for a kill of its own: nothing else depends on it.
         let _ = self.evidence.note_point(&self.point.to_string());
-        let _ = rustix::process::kill_process(
-            rustix::process::getpid(),
-            rustix::process::Signal::KILL,
-        );
+        let _ =
+            rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
         loop {
             std::thread::park();
         }
