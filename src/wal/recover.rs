@@ -42,6 +42,8 @@ const FINDINGS_MAX: usize = 100;
 pub(super) struct Opened {
     pub segments: VecDeque<SegmentInfo>,
     pub recovery: Recovery,
+    /// The frame number that is due where the backlog begins.
+    pub backlog_frame: u64,
     pub directory_id: u64,
     pub next_number: u64,
     pub next_frame: [u64; 2],
@@ -65,6 +67,8 @@ struct Recoverer<'a> {
     damage: DamageReport,
     live: BTreeMap<u64, (SegmentKind, u64)>,
     next_number: u64,
+    /// Segments without a byte that isn't zero, with their lengths.
+    zeroed: Vec<(u64, u64)>,
 }
 
 pub(super) fn recover(
@@ -80,6 +84,7 @@ pub(super) fn recover(
         damage: DamageReport::default(),
         live: BTreeMap::new(),
         next_number: 1,
+        zeroed: Vec::new(),
     };
     let main = r.numbers("")?;
     let aside = r.numbers(SET_ASIDE_DIR)?;
@@ -100,6 +105,8 @@ pub(super) fn recover(
     }
     let main = r.headers(SegmentKind::Main, &main);
     let aside = r.headers(SegmentKind::SetAside, &aside);
+
+    r.judge_zeroed(main.last().map_or(0, |(h, _)| h.number), manifest.as_ref());
 
     let mut votes: Vec<(u64, u64)> = Vec::new();
     let all = main.iter().chain(&aside).map(|(h, _)| h.directory_id);
@@ -155,25 +162,23 @@ pub(super) fn recover(
             if kind == SegmentKind::SetAside {
                 continue;
             }
-            if known.info.last_lsn.is_none_or(|last| last < watermark) {
-                trimmed.push(header.number);
-            } else {
-                kept.push_back(known);
-            }
+            kept.push_back(known);
         }
     }
+    drop_final(&mut kept, watermark, &mut trimmed);
     // What was lost behind the last good record is lost at its segment's end: new segments
     // begin behind it, and a reader counts it whether any comes or not.
     if let Some(last) = kept.back_mut() {
         last.info.next_frame = next_frame[SegmentKind::Main as usize];
     }
     let mut recovery = Recovery { next_lsn: Lsn(next_lsn), ..Recovery::default() };
-    r.backlog(&mut kept, watermark, &mut recovery);
+    let backlog_frame = r.backlog(&mut kept, watermark, &mut recovery);
     recovery.checkpoint = checkpoint;
     recovery.damage = r.damage;
     Ok(Opened {
         segments: kept.into_iter().map(|k| k.info).collect(),
         recovery,
+        backlog_frame,
         directory_id,
         next_number: r.next_number,
         next_frame,
@@ -244,6 +249,7 @@ impl Recoverer<'_> {
             HeaderVerdict::Unused if is_zero(&*file, 0, len)? => {
                 // Prepared and never used, or an empty file: there is nothing to keep.
                 let _ = self.storage.unlink(&name);
+                self.zeroed.push((number, len));
             }
             HeaderVerdict::Unused => {
                 self.damage.unfinished_tails += 1;
@@ -266,6 +272,21 @@ impl Recoverer<'_> {
             }
         }
         Ok(None)
+    }
+
+    /// Tells a segment that was emptied from one that was never used. The manifest names no
+    /// file that isn't durable in its full length, and segments are used in order.
+    fn judge_zeroed(&mut self, newest_used: u64, manifest: Option<&Manifest>) {
+        for (number, len) in std::mem::take(&mut self.zeroed) {
+            let named = manifest.is_some_and(|m| m.segments.iter().any(|(n, _)| *n == number));
+            if named && len == 0 {
+                self.damage.segments_missing += 1;
+                self.say(format!("segment {number:016x}: named by the manifest, and its file is empty"));
+            } else if number < newest_used && len > 0 {
+                self.damage.unfinished_tails += 1;
+                self.say(format!("segment {number:016x}: every byte is zero, and a later one was used"));
+            }
+        }
     }
 
     /// Moves a whole segment to quarantine.
@@ -397,9 +418,14 @@ impl Recoverer<'_> {
         }
     }
 
-    /// Counts what a reader from the watermark will yield.
-    fn backlog(&mut self, kept: &mut VecDeque<Known>, watermark: u64, to: &mut Recovery) {
-        let Some(first) = kept.front() else { return };
+    /// Counts what a reader from the watermark will yield. Returns the frame number due there.
+    fn backlog(
+        &mut self,
+        kept: &mut VecDeque<Known>,
+        watermark: u64,
+        to: &mut Recovery,
+    ) -> u64 {
+        let Some(first) = kept.front() else { return 0 };
         let header = first.info.header;
         let mut begin =
             (LogPosition { segment: header.number, offset: HEADER_AREA_BYTES }, header.first_frame);
@@ -445,6 +471,7 @@ impl Recoverer<'_> {
             to.backlog = Some(begin.0);
             to.first_lsn = first_lsn.or_else(|| kept.iter().find_map(|k| k.first_lsn)).map(Lsn);
         }
+        begin.1
     }
 
     /// Finds the end of the last record below the watermark, the frame number due there, the
@@ -490,6 +517,30 @@ impl Recoverer<'_> {
         let position = LogPosition { segment: info.header.number, offset: position };
         Ok((position, due, first_lsn, counts.into_iter().collect()))
     }
+}
+
+/// Segments with nothing at or above the watermark go, but for those behind which records are
+/// missing that may be above it: a reader that begins there counts them.
+fn drop_final(kept: &mut VecDeque<Known>, watermark: u64, trimmed: &mut Vec<u64>) {
+    let mut behind: Option<SegmentHeader> = None;
+    for known in kept.iter_mut().rev() {
+        let info = &mut known.info;
+        if info.last_lsn.is_none_or(|last| last < watermark)
+            && let Some(next) = behind
+            && next.first_frame > info.next_frame
+            && next.base_lsn > watermark
+        {
+            info.last_lsn = Some(next.base_lsn - 1);
+        }
+        behind = Some(info.header);
+    }
+    kept.retain(|known| {
+        let is_final = known.info.last_lsn.is_none_or(|last| last < watermark);
+        if is_final {
+            trimmed.push(known.info.header.number);
+        }
+        !is_final
+    });
 }
 
 /// Whether a file's bytes from `at` on are all zero.

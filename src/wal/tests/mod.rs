@@ -8,6 +8,7 @@ mod damage;
 mod files;
 mod golden;
 mod log;
+mod regress;
 
 use super::*;
 use crate::record::{LogPosition, Lsn, RecordView, Shape, TopicId};
