@@ -171,6 +171,8 @@ impl World {
     /// for `damaged`.
     fn reopen(&mut self, image: MemoryStorage, safe: u64, damaged: Option<u64>) {
         self.opens += 1;
+        // Opening without room is another matter: it refuses while nothing waits.
+        image.set_capacity(None);
         self.storage = image;
         self.log = open(&self.storage, self.opens);
         let mut came: VecDeque<Appended> = VecDeque::new();
@@ -267,7 +269,6 @@ impl World {
             Op::PowerCut(seed) => {
                 let safe = self.log.wal.synced_below().0;
                 let image = self.storage.power_cut_image(u64::from(seed));
-                image.set_capacity(None);
                 self.reopen(image, safe, None);
             }
             Op::Corrupt { record, bit } => self.corrupt(record, bit),

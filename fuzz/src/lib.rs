@@ -103,7 +103,7 @@ impl Spec {
         Parts {
             topic: ["a", "bb", "ccc", "a-topic-with-a-longer-name"][usize::from(self.topic % 4)],
             partition: i32::from(self.partition),
-            timestamp_ms: lsn as i64 * 3,
+            timestamp_ms: (lsn as i64).wrapping_mul(3),
             shape: Shape { headers_len, key_len, value_len },
             body,
         }

@@ -38,6 +38,12 @@ use std::sync::Arc;
 /// Most findings that are told in words.
 const FINDINGS_MAX: usize = 100;
 
+/// A segment's number is below this.
+const NUMBER_MAX: u64 = u64::MAX / 2;
+/// A higher number is believed of a segment's own header only, not of a file's name or of the
+/// manifest: so that no stray file makes the numbers run out.
+const NUMBER_BELIEVED_MAX: u64 = u64::MAX / 4;
+
 /// What opening leaves for the two halves.
 pub(super) struct Opened {
     pub segments: VecDeque<SegmentInfo>,
@@ -95,7 +101,7 @@ pub(super) fn recover(
     let (mut slots, slots_bad) = read_slots(storage);
     r.damage.checkpoints_bad = slots_bad;
     if let Some(manifest) = &manifest {
-        r.next_number = r.next_number.max(manifest.next_number.min(u64::MAX / 2));
+        r.next_number = r.next_number.max(manifest.next_number.min(NUMBER_BELIEVED_MAX));
         let gone = |n: &&(u64, u64)| !main.contains(&n.0) && !aside.contains(&n.0);
         let missing: Vec<u64> = manifest.segments.iter().filter(gone).map(|(n, _)| *n).collect();
         r.damage.segments_missing = missing.len() as u64;
@@ -199,13 +205,13 @@ impl Recoverer<'_> {
     /// Numbers of the segments in a directory, ascending. Other files are left alone.
     fn numbers(&mut self, dir: &str) -> io::Result<Vec<u64>> {
         let names = self.storage.list(dir)?;
-        let used = names.iter().filter_map(|n| number_of(n)).filter(|n| *n < u64::MAX / 2);
+        let used = names.iter().filter_map(|n| number_of(n)).filter(|n| *n < NUMBER_BELIEVED_MAX);
         self.next_number = used.map(|n| n + 1).fold(self.next_number, u64::max);
         let mut numbers: Vec<u64> = names
             .iter()
             .filter(|n| n.len() == 20 && n.ends_with(".wal"))
             .filter_map(|n| number_of(n))
-            .filter(|n| *n < u64::MAX / 2)
+            .filter(|n| *n < NUMBER_MAX)
             .collect();
         numbers.sort_unstable();
         Ok(numbers)
@@ -241,6 +247,7 @@ impl Recoverer<'_> {
         match SegmentHeader::judge(&area[..read]) {
             HeaderVerdict::Good(header) if header.number == number && header.kind == kind => {
                 self.live.insert(number, (kind, len));
+                self.next_number = self.next_number.max(number + 1);
                 return Ok(Some((header, file)));
             }
             HeaderVerdict::Good(_) => {

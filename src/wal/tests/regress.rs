@@ -76,3 +76,24 @@ fn a_frame_moved_to_where_the_backlog_begins_hides_no_loss() {
         assert_eq!(lsns.len() as u64 + lost, 4, "record {} moved: {lsns:?}", moved + 1);
     }
 }
+
+/// A stray file's name, or a manifest's word, doesn't make the segments' numbers run out.
+#[test]
+fn numbers_do_not_run_out_by_a_stray_name_or_manifest() {
+    let manifest = Manifest { directory_id: 1, next_number: u64::MAX, segments: Vec::new() };
+    let strays = [
+        ("manifest", manifest.encode()),
+        ("7ffffffffffffffe.wal", b"hello".to_vec()),
+        ("7fffffffffffffff.wal", b"hello".to_vec()),
+        ("ffffffffffffffff.wal", b"hello".to_vec()),
+    ];
+    for (name, bytes) in strays {
+        let storage = MemoryStorage::new();
+        storage.put(name, &bytes);
+        for n in 1..=3 {
+            let (mut open, lsns, lost) = reopen_and_read(&storage);
+            assert_eq!((lsns, lost), ((1..n).collect(), 0), "{name}");
+            append_helped(&mut open, n);
+        }
+    }
+}
