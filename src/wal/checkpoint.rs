@@ -124,7 +124,7 @@ pub(super) fn read_whole(file: &dyn StorageFile) -> io::Result<Vec<u8>> {
 
 /// A slot's content.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Slot {
+pub struct Slot {
     pub directory_id: u64,
     pub generation: u64,
     pub data: CheckpointData,
@@ -257,7 +257,7 @@ impl CheckpointWriter {
 
 /// The segments that should be there.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Manifest {
+pub struct Manifest {
     pub directory_id: u64,
     pub next_number: u64,
     /// Number and kind.
@@ -265,7 +265,7 @@ pub(super) struct Manifest {
 }
 
 impl Manifest {
-    fn encode(&self) -> Vec<u8> {
+    pub fn encode(&self) -> Vec<u8> {
         let mut b = vec![0; MANIFEST_FIXED_BYTES];
         put(&mut b, 0, MANIFEST_MAGIC);
         put(&mut b, 8, VERSION.to_le_bytes());
@@ -280,7 +280,7 @@ impl Manifest {
         b
     }
 
-    fn decode(b: &[u8]) -> Option<Manifest> {
+    pub fn decode(b: &[u8]) -> Option<Manifest> {
         let b = verified(b, MANIFEST_MAGIC, MANIFEST_FIXED_BYTES)?;
         let rows = b[MANIFEST_FIXED_BYTES..].chunks_exact(16);
         Some(Manifest {

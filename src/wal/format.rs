@@ -203,7 +203,7 @@ pub struct SegmentHeader {
 
 /// What the first bytes of a file say.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum HeaderVerdict {
+pub enum HeaderVerdict {
     Good(SegmentHeader),
     /// Nothing was ever written there.
     Unused,
@@ -212,7 +212,7 @@ pub(super) enum HeaderVerdict {
 }
 
 impl SegmentHeader {
-    pub(super) fn encode(&self) -> [u8; SEGMENT_HEADER_BYTES] {
+    pub fn encode(&self) -> [u8; SEGMENT_HEADER_BYTES] {
         let mut b = [0; SEGMENT_HEADER_BYTES];
         put(&mut b, 0, MAGIC);
         put(&mut b, at::VERSION, FORMAT_VERSION.to_le_bytes());
@@ -261,7 +261,7 @@ impl SegmentHeader {
 
     /// Judges the first [`HEADER_AREA_BYTES`] of a file, or what there is of them. One good
     /// copy is enough.
-    pub(super) fn judge(area: &[u8]) -> HeaderVerdict {
+    pub fn judge(area: &[u8]) -> HeaderVerdict {
         let copies = HEADER_AT.map(|at| area.get(at as usize..).unwrap_or(&[]));
         if let Some(header) = copies.iter().find_map(|c| SegmentHeader::decode(c)) {
             return HeaderVerdict::Good(header);
@@ -341,7 +341,7 @@ impl FrameHeader {
     }
 
     /// The header's bytes with the CRC over them and the two parts that follow.
-    pub(super) fn encode(
+    pub fn encode(
         &self,
         salt: u32,
         prefix: &[u8],
@@ -372,7 +372,7 @@ impl FrameHeader {
     }
 
     /// Reads a header whose fields agree with each other; the CRC isn't looked at.
-    pub(super) fn decode(b: &[u8]) -> Option<FrameHeader> {
+    pub fn decode(b: &[u8]) -> Option<FrameHeader> {
         let b = b.get(..FRAME_HEADER_BYTES)?;
         let kind = match b[at::KIND] {
             1 => FrameKind::Record,
@@ -422,7 +422,7 @@ impl FrameHeader {
     }
 
     /// Whether the CRC holds over a whole frame's bytes, `length` of them.
-    pub(super) fn crc_holds(&self, salt: u32, frame: &[u8]) -> bool {
+    pub fn crc_holds(&self, salt: u32, frame: &[u8]) -> bool {
         let (header, rest) = frame.split_at(FRAME_HEADER_BYTES);
         let rest = if self.kind == FrameKind::Void { &[] } else { rest };
         frame_crc(salt, header, rest, &[]) == self.crc
@@ -464,7 +464,7 @@ pub struct SetAsideNote<'a> {
 }
 
 impl<'a> SetAsideNote<'a> {
-    pub(super) fn encode(&self) -> Vec<u8> {
+    pub fn encode(&self) -> Vec<u8> {
         let mut cut = self.reason.len().min(REASON_BYTES_MAX);
         while !self.reason.is_char_boundary(cut) {
             cut -= 1;
@@ -476,7 +476,7 @@ impl<'a> SetAsideNote<'a> {
         b
     }
 
-    pub(super) fn decode(b: &'a [u8]) -> Option<Self> {
+    pub fn decode(b: &'a [u8]) -> Option<Self> {
         let (fixed, reason) = b.split_at_checked(ASIDE_PREFIX_BYTES)?;
         Some(SetAsideNote {
             reason: std::str::from_utf8(reason).ok()?,

@@ -19,6 +19,8 @@ pub struct Wal {
     pub(super) topics: Arc<TopicTable>,
     /// Segments that take no more, oldest first.
     pub(super) segments: VecDeque<SegmentInfo>,
+    /// Where the backlog of earlier runs begins, and the frame number that is due there.
+    pub(super) backlog: Option<(LogPosition, u64)>,
     /// The segments that take records, by kind.
     pub(super) active: [Option<SegmentWriter>; 2],
     /// The frame number that a new segment begins with, by kind.

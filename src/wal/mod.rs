@@ -32,15 +32,17 @@ mod tests;
 mod types;
 mod verdict;
 
-pub use checkpoint::{CheckpointData, TopicBooks};
+pub use checkpoint::{CheckpointData, Manifest, Slot, TopicBooks};
 pub use file_storage::FileStorage;
-pub use format::{FrameHeader, FrameKind, SegmentHeader, SegmentKind, SetAsideNote};
+pub use format::{
+    FrameHeader, FrameKind, HeaderVerdict, SegmentHeader, SegmentKind, SetAsideNote,
+};
 pub use inspect::{FrameWalk, Inspected, SegmentSummary, inspect, inspect_checkpoint};
 pub use keeper::{StepReport, WalKeeper};
 pub use log::{Wal, WalStats};
 pub use memory_storage::{FaultPlan, MemoryStorage, StorageOp};
 pub use reader::Reader;
-pub use seal::Seal;
+pub use seal::{Locator, Seal};
 pub use storage::{AppendFile, Storage, StorageFile};
 pub use verdict::Met;
 pub use types::{

@@ -113,10 +113,12 @@ impl Wal {
                 source,
             });
         }
+        let backlog = recovery.backlog.map(|at| (at, opened.backlog_frame));
         let wal = Wal {
             common,
             topics,
             segments: opened.segments,
+            backlog,
             active: [None, None],
             next_frame: opened.next_frame,
             frame_bytes_max,

@@ -45,7 +45,7 @@ pub struct Seal {
 }
 
 impl Seal {
-    pub(super) fn encode(&self) -> Vec<u8> {
+    pub fn encode(&self) -> Vec<u8> {
         let mut b = vec![0; SEAL_FIXED_BYTES];
         put(&mut b, at::SEAL_RECORDS, self.records.to_le_bytes());
         put(&mut b, at::SEAL_FIRST_LSN, self.first_lsn.to_le_bytes());
@@ -60,7 +60,7 @@ impl Seal {
         b
     }
 
-    pub(super) fn decode(b: &[u8]) -> Option<Seal> {
+    pub fn decode(b: &[u8]) -> Option<Seal> {
         let (fixed, mut rest) = b.split_at_checked(SEAL_FIXED_BYTES)?;
         let mut seal = Seal {
             records: get_u64(fixed, at::SEAL_RECORDS),
@@ -81,7 +81,7 @@ impl Seal {
 
 /// Where a segment's seal is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) struct Locator {
+pub struct Locator {
     pub offset: u64,
     pub length: u64,
     pub next_frame: u64,
@@ -89,7 +89,7 @@ pub(super) struct Locator {
 }
 
 impl Locator {
-    pub(super) fn encode(&self, salt: u32) -> [u8; LOCATOR_BYTES] {
+    pub fn encode(&self, salt: u32) -> [u8; LOCATOR_BYTES] {
         let mut b = [0; LOCATOR_BYTES];
         put(&mut b, at::LOCATOR_OFFSET, self.offset.to_le_bytes());
         put(&mut b, at::LOCATOR_LEN, self.length.to_le_bytes());
@@ -102,7 +102,7 @@ impl Locator {
     }
 
     /// The first good copy in a segment's header area.
-    pub(super) fn find(area: &[u8], salt: u32) -> Option<Locator> {
+    pub fn find(area: &[u8], salt: u32) -> Option<Locator> {
         LOCATOR_AT.iter().find_map(|at| {
             let b = area.get(*at as usize..*at as usize + LOCATOR_BYTES)?;
             let mut crc = crc32fast::Hasher::new_with_initial(salt);
