@@ -34,7 +34,7 @@ pub use format::{FrameHeader, FrameKind, SegmentHeader, SegmentKind, SetAsideNot
 pub use inspect::{FrameWalk, Inspected, SegmentSummary, inspect, inspect_checkpoint};
 pub use keeper::{StepReport, WalKeeper};
 pub use log::{Wal, WalStats};
-pub use memory_storage::{FaultPlan, MemoryStorage, StorageOp};
+pub use memory_storage::{FaultPlan, MemoryStorage, StorageCounts, StorageOp};
 pub use reader::Reader;
 pub use seal::Seal;
 pub use storage::{AppendFile, Storage, StorageFile};
