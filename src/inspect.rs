@@ -167,7 +167,7 @@ impl Directory {
 /// What a user sees of a frame; `None` for the log's own.
 fn item(found: Inspected<'_>) -> Option<Item<'_>> {
     let (header, topic, note, body) = match found {
-        Inspected::Bad { from, to, records_lost } => {
+        Inspected::Bad { from, to, records_lost, .. } => {
             return Some(Item::Bad { from, to, records_lost });
         }
         Inspected::Frame { header, topic, note, body, .. } => (header, topic, note, body),

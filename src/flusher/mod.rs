@@ -77,6 +77,8 @@ pub(crate) struct Flusher {
     wal: Option<Wal>,
     keeper: Option<Arc<KeeperLink>>,
     reader: Option<Reader>,
+    /// Reads of the log that fail now.
+    reads: [produce::ReadTrouble; 3],
     shared: Arc<Shared>,
     clock: Arc<dyn Clock>,
     timing: Timing,
@@ -210,6 +212,7 @@ impl Flusher {
             wal,
             keeper,
             reader: None,
+            reads: Default::default(),
             shared: parts.shared,
             clock: parts.clock,
             timing: parts.timing,

@@ -56,7 +56,7 @@ const BLOCK_BYTES: usize = 4096;
 /// Above any honest file of either kind; a larger one is bad.
 const FILE_BYTES_MAX: u64 = 64 << 20;
 pub(super) const SLOTS: [&str; 2] = ["checkpoint-0", "checkpoint-1"];
-const MANIFEST: &str = "manifest";
+pub(super) const MANIFEST: &str = "manifest";
 const MANIFEST_NEW: &str = "manifest.new";
 
 /// What the checkpoint carries.

@@ -366,6 +366,11 @@ impl FrameHeader {
         b
     }
 
+    /// Whether the kind in a header's bytes is one of this version.
+    pub(super) fn knows_kind(b: &[u8]) -> bool {
+        matches!(b.get(at::KIND), Some(1..=5))
+    }
+
     /// Reads a header whose fields agree with each other; the CRC isn't looked at.
     pub(super) fn decode(b: &[u8]) -> Option<FrameHeader> {
         let b = b.get(..FRAME_HEADER_BYTES)?;

@@ -45,6 +45,8 @@ pub struct WalStats {
     pub appended_below: Lsn,
     /// Syncs that failed.
     pub sync_failures: u64,
+    /// Times that an append needed a segment and none was ready.
+    pub segment_waits: u64,
     /// Bad ranges copied to quarantine since open.
     pub ranges_quarantined: u64,
 }
@@ -141,10 +143,15 @@ impl Wal {
         let k = kind as usize;
         let prepared = {
             let mut state = self.common.state.lock();
-            let Some(prepared) = state.prepared[k].take() else {
+            let Some(prepared) = state.prepared[k].pop_front() else {
                 state.aside_wanted |= kind == SegmentKind::SetAside;
-                return Err(state.shortage[k].unwrap_or(AppendError::NotReady));
+                let why = state.shortage[k].unwrap_or(AppendError::NotReady);
+                if kind == SegmentKind::Main && why == AppendError::NotReady {
+                    self.common.segment_waits.fetch_add(1, Ordering::Relaxed);
+                }
+                return Err(why);
             };
+            state.taken_lately += usize::from(kind == SegmentKind::Main);
             prepared
         };
         self.retire(kind);
@@ -197,7 +204,7 @@ impl Wal {
         let (number, file) = (writer.header.number, writer.file.file());
         let mut state = self.common.state.lock();
         state.active[k] = None;
-        state.retired.push(Retired { number, file, owner: writer.file });
+        state.retired.push(Retired { number, file, owner: writer.file, writing: false });
     }
 
     /// Seals what is open, so that the next start needs no scan. Appends may follow.
@@ -245,6 +252,7 @@ impl Wal {
             synced_below: self.synced_below(),
             appended_below: Lsn(self.common.appended_below.load(Ordering::Acquire)),
             sync_failures: self.common.sync_failures.load(Ordering::Relaxed),
+            segment_waits: self.common.segment_waits.load(Ordering::Relaxed),
             ranges_quarantined: self.common.ranges_quarantined.load(Ordering::Relaxed),
         }
     }

@@ -108,6 +108,16 @@ impl MemoryStorage {
         self.disk.lock().capacity_bytes = bytes;
     }
 
+    /// Reads that touch these bytes of a file fail from now on; an empty range mends it. A file's
+    /// bytes stay unreadable under another name.
+    pub fn set_unreadable(&self, name: &str, from: u64, to: u64) {
+        let mut disk = self.disk.lock();
+        if let Some(&file) = disk.names.get(name) {
+            disk.unreadable.retain(|u| u.0 != file);
+            disk.unreadable.extend((from < to).then_some((file, from, to)));
+        }
+    }
+
     /// What the next process finds after this one died: everything written so far, synced or
     /// not. What wasn't synced can still be lost in a later power cut.
     #[must_use]
@@ -263,6 +273,10 @@ impl StorageFile for Handle {
     fn read_at(&self, offset: u64, into: &mut [u8]) -> io::Result<usize> {
         let mut disk = self.disk.lock();
         disk.read()?;
+        let end = offset + into.len() as u64;
+        if disk.unreadable.iter().any(|u| u.0 == self.file && u.1 < end && offset < u.2) {
+            return Err(rustix::io::Errno::IO.into());
+        }
         let live = &disk.files[self.file].live;
         let from = (offset as usize).min(live.len());
         let n = into.len().min(live.len() - from);

@@ -3,10 +3,11 @@
 //!
 //! Owns: the files of a log's directory. [`Wal`] is the flusher's half (append, read, trim:
 //! no sync, no file made or removed), [`WalKeeper`] the keeper's (everything slow). The bytes
-//! are in [`format`], the verdicts on what recovery meets in `cursor` and `recover`.
+//! are in [`format`], the verdicts on what recovery meets in `verdict` (positions) and `recover`
+//! (whole segments).
 //!
-//! Reading order: `storage`, `format`, `segment`, `log`, `cursor`, `reader`, `recover`,
-//! `keeper`, `checkpoint`.
+//! Reading order: `storage`, `format`, `segment`, `log`, `verdict`, `cursor`, `reader`,
+//! `recover`, `survey`, `keeper`, `checkpoint`.
 
 mod checkpoint;
 mod cursor;
@@ -20,13 +21,16 @@ mod memory_storage;
 mod open;
 mod reader;
 mod recover;
+mod reseal;
 mod seal;
 mod segment;
 mod shared;
 mod storage;
+mod survey;
 #[cfg(test)]
 mod tests;
 mod types;
+mod verdict;
 
 pub use checkpoint::{CheckpointData, TopicBooks};
 pub use file_storage::FileStorage;
@@ -38,6 +42,7 @@ pub use memory_storage::{FaultPlan, MemoryStorage, StorageCounts, StorageOp};
 pub use reader::Reader;
 pub use seal::Seal;
 pub use storage::{AppendFile, Storage, StorageFile};
+pub use verdict::Met;
 pub use types::{
     AppendError, DamageReport, LogRecord, ReadError, ReadItem, Recovery, SaltSource, WalOptions,
     random_salts,

@@ -73,6 +73,7 @@ impl Wal {
             state: Mutex::new(State {
                 live: opened.live,
                 trimmed: opened.trimmed,
+                keep: opened.keep,
                 ..State::default()
             }),
             appended_below: AtomicU64::new(recovery.next_lsn.0),
@@ -80,6 +81,7 @@ impl Wal {
             synced_below: AtomicU64::new(synced_below),
             failed_segment: AtomicU64::new(NO_SEGMENT),
             sync_failures: AtomicU64::new(0),
+            segment_waits: AtomicU64::new(0),
             ranges_quarantined: AtomicU64::new(0),
             options,
         });
@@ -94,7 +96,9 @@ impl Wal {
             ),
             synced_at_ns: None,
             synced_asides: 0,
+            names_pending: false,
             recovered,
+            reseal: opened.reseal,
         };
         let prepared = keeper.prepare(SegmentKind::Main);
         if let Err(source) = prepared

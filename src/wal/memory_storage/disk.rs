@@ -20,6 +20,8 @@ pub(super) struct Disk {
     pub(super) counts: StorageCounts,
     pub(super) faults: Option<FaultPlan>,
     pub(super) capacity_bytes: Option<u64>,
+    /// File, from, to: reads that touch it fail.
+    pub(super) unreadable: Vec<(usize, u64, u64)>,
 }
 
 #[derive(Clone, Default)]

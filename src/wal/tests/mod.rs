@@ -9,6 +9,7 @@ mod files;
 mod golden;
 mod log;
 mod stops;
+mod verdicts;
 
 use super::*;
 use crate::record::{LogPosition, Lsn, RecordView, Shape, TopicId};
@@ -21,6 +22,7 @@ pub(super) fn small() -> WalOptions {
         set_aside_segment_bytes: 4096,
         wal_bytes_max: Some(1 << 20),
         record_bytes_max: 256,
+        segments_ahead_max: 1,
         read_buffer_bytes: 512,
         ..WalOptions::default()
     }
