@@ -40,7 +40,7 @@ pub use format::{
 pub use inspect::{FrameWalk, Inspected, SegmentSummary, inspect, inspect_checkpoint};
 pub use keeper::{StepReport, WalKeeper};
 pub use log::{Wal, WalStats};
-pub use memory_storage::{FaultPlan, MemoryStorage, StorageOp};
+pub use memory_storage::{FaultPlan, MemoryStorage, StorageCounts, StorageOp};
 pub use reader::Reader;
 pub use seal::{Locator, Seal};
 pub use storage::{AppendFile, Storage, StorageFile};
