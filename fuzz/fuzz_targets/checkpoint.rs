@@ -63,8 +63,8 @@ fuzz_target!(|input: Input<'_>| {
                 dropped: n[2],
             };
             let data = CheckpointData {
-                watermark: Lsn(words[2]),
-                next_lsn: Lsn(words[3]),
+                watermark: Lsn(words[2] >> 1),
+                next_lsn: Lsn(words[3] >> 1),
                 accepted: words[4],
                 delivered: words[5],
                 unsafe_records: words[6],
@@ -95,14 +95,14 @@ fuzz_target!(|input: Input<'_>| {
         }
         Input::Seal { words, topics } => {
             let seal = Seal {
-                records: words[0],
-                first_lsn: words[1],
-                last_lsn: words[2],
-                next_frame: words[3],
+                records: words[0] >> 1,
+                first_lsn: words[1] >> 1,
+                last_lsn: words[2] >> 1,
+                next_frame: words[3] >> 1,
                 topics: topics
                     .into_iter()
                     .filter(|(name, _)| name.len() <= 65_535)
-                    .map(|(name, n)| (name.into(), n))
+                    .map(|(name, n)| (name.into(), n >> 1))
                     .collect(),
             };
             assert_eq!(Seal::decode(&seal.encode()), Some(seal));
@@ -117,8 +117,8 @@ fuzz_target!(|input: Input<'_>| {
             let locator = Locator {
                 offset: words[0].max(1024),
                 length: words[1].max(1),
-                next_frame: words[2],
-                last_lsn: words[3],
+                next_frame: words[2] >> 1,
+                last_lsn: words[3] >> 1,
             };
             let bytes = locator.encode(salt);
             let mut area = vec![0; 1024];

@@ -83,8 +83,8 @@ fn frame(input: &Frame<'_>) {
     let header = FrameHeader {
         length: (FRAME_HEADER_BYTES + prefix.len() + body.len()) as u32,
         crc: 0,
-        lsn: input.lsn,
-        frame_number: input.number,
+        lsn: input.lsn >> 1,
+        frame_number: input.number >> 1,
         timestamp_ms: input.timestamp_ms,
         kind,
         prefix_len: prefix.len() as u16,
@@ -138,8 +138,8 @@ fuzz_target!(|input: Input<'_>| {
                 kind: if aside { SegmentKind::SetAside } else { SegmentKind::Main },
                 frame_bytes_max: halves[2],
                 directory_id: words[1],
-                base_lsn: words[2],
-                first_frame: words[3],
+                base_lsn: words[2] >> 1,
+                first_frame: words[3] >> 1,
                 created_unix_ms: words[4] as i64,
                 file_bytes: words[4],
             };

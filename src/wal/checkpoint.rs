@@ -39,7 +39,7 @@
 //! | 32 | 8 | next segment number |
 //! | 40 | | for each segment: number (8), kind (8) |
 
-use super::format::{get_u16, get_u32, get_u64, put};
+use super::format::{NUMBER_LIMIT, get_u16, get_u32, get_u64, put};
 use super::storage::{Storage, StorageFile};
 use crate::record::Lsn;
 use std::io;
@@ -173,6 +173,9 @@ impl Slot {
             unsafe_records: word(6),
             topics: Vec::new(),
         };
+        if data.watermark.0.max(data.next_lsn.0) >= NUMBER_LIMIT {
+            return None;
+        }
         let mut rest = &b[CHECKPOINT_FIXED_BYTES..];
         for _ in 0..get_u32(b, 80) {
             let (lens, after) = rest.split_at_checked(4)?;

@@ -81,6 +81,8 @@
 //! | 32 | 4 | reserved, 0 |
 //! | 36 | 4 | CRC-32, seeded with the salt, of bytes 0 to 35 |
 //!
+//! LSNs, frame numbers and counts of records are below 2^63: what says otherwise is damaged.
+//!
 //! # What is assumed of the medium
 //! An aligned 8-byte store is never torn in memory. On disk a sector of 512 bytes is old or
 //! new, never mixed; writeback has no order; a sync covers what was stored in that file before
@@ -103,6 +105,9 @@ pub(super) const ASIDE_PREFIX_BYTES: usize = 12;
 pub const REASON_BYTES_MAX: usize = 1024;
 /// Most topics that a segment names.
 pub(super) const TOPICS_PER_SEGMENT_MAX: u32 = 1 << 16;
+
+/// LSNs, frame numbers and counts of records are below it, so that sums of them don't overflow.
+pub(super) const NUMBER_LIMIT: u64 = 1 << 63;
 
 /// Offsets, each the previous one plus its size.
 mod at {
@@ -238,6 +243,8 @@ impl SegmentHeader {
             || get_u32(b, at::VERSION) != FORMAT_VERSION
             || get_u32(b, at::HEADER_LEN) != HEADER_AREA_BYTES as u32
             || get_u32(b, at::HEADER_CRC) != crc32fast::hash(&b[..at::HEADER_CRC])
+            || get_u64(b, at::BASE_LSN) >= NUMBER_LIMIT
+            || get_u64(b, at::FIRST_FRAME) >= NUMBER_LIMIT
         {
             return None;
         }
@@ -270,7 +277,7 @@ impl SegmentHeader {
             return HeaderVerdict::Unused;
         }
         // A newer version may have moved everything but magic and version.
-        if area.len() >= at::HEADER_LEN && area[..8] == MAGIC {
+        if area.len() >= at::NUMBER && area[..8] == MAGIC {
             let version = get_u32(area, at::VERSION);
             let bytes = get_u32(area, at::HEADER_LEN);
             let crc_holds = area.len() >= SEGMENT_HEADER_BYTES
@@ -418,7 +425,8 @@ impl FrameHeader {
             FrameKind::SetAside => header.prefix_len as usize >= ASIDE_PREFIX_BYTES,
             _ => header.prefix_len == 0,
         };
-        (agrees && prefix_agrees).then_some(header)
+        let in_bounds = header.lsn < NUMBER_LIMIT && header.frame_number < NUMBER_LIMIT;
+        (agrees && prefix_agrees && in_bounds).then_some(header)
     }
 
     /// Whether the CRC holds over a whole frame's bytes, `length` of them.

@@ -1,7 +1,7 @@
 //! Owns the seal of a segment and the locator that says where it is. Their tables are in
 //! [`super::format`].
 
-use super::format::{HEADER_AREA_BYTES, get_u16, get_u32, get_u64, put};
+use super::format::{HEADER_AREA_BYTES, NUMBER_LIMIT, get_u16, get_u32, get_u64, put};
 use std::sync::Arc;
 
 /// Where the two copies of the seal locator stand.
@@ -69,13 +69,15 @@ impl Seal {
             next_frame: get_u64(fixed, at::SEAL_NEXT_FRAME),
             topics: Vec::new(),
         };
+        let mut most = seal.records.max(seal.first_lsn).max(seal.last_lsn).max(seal.next_frame);
         for _ in 0..get_u32(fixed, at::SEAL_TOPICS) {
             let (row, after) = rest.split_at_checked(SEAL_ROW_BYTES)?;
             let (name, after) = after.split_at_checked(get_u16(row, 8) as usize)?;
             seal.topics.push((std::str::from_utf8(name).ok()?.into(), get_u64(row, 0)));
+            most = most.max(get_u64(row, 0));
             rest = after;
         }
-        Some(seal)
+        (most < NUMBER_LIMIT).then_some(seal)
     }
 }
 
@@ -114,7 +116,10 @@ impl Locator {
                 last_lsn: get_u64(b, at::LOCATOR_LAST_LSN),
             };
             let holds = crc.finalize() == get_u32(b, at::LOCATOR_CRC);
-            (holds && locator.offset >= HEADER_AREA_BYTES && locator.length > 0).then_some(locator)
+            let in_bounds = locator.offset >= HEADER_AREA_BYTES
+                && locator.length > 0
+                && locator.next_frame.max(locator.last_lsn) < NUMBER_LIMIT;
+            (holds && in_bounds).then_some(locator)
         })
     }
 }

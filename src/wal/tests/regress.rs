@@ -1,6 +1,6 @@
 //! What fuzzing found, each case made small.
 
-use super::super::format::get_u32;
+use super::super::format::{HEADER_AT, get_u32, get_u64, put};
 use super::*;
 
 /// A segment cut behind its header holds no record; those that it held are still missing, and
@@ -94,5 +94,45 @@ fn numbers_do_not_run_out_by_a_stray_name_or_manifest() {
             assert_eq!((lsns, lost), ((1..n).collect(), 0), "{name}");
             append_helped(&mut open, n);
         }
+    }
+}
+
+/// A file that ends within the fields that every version has is bad, and no panic.
+#[test]
+fn a_file_of_a_few_bytes_with_the_magic_is_bad() {
+    let whole = [&b"FOREBAYW"[..], &[0xff; 24]].concat();
+    for len in 0..whole.len() {
+        let storage = MemoryStorage::new();
+        storage.put("0000000000000001.wal", &whole[..len]);
+        let (open, ..) = reopen_and_read(&storage);
+        let damage = open.recovery.damage;
+        let moved = damage.segments_foreign + damage.segments_newer;
+        assert_eq!(moved, u64::from(len > 0), "{len} bytes: {damage:?}");
+    }
+}
+
+/// Numbers that only damage can have made, under a checksum that holds: nothing overflows.
+#[test]
+fn absurd_numbers_under_a_good_checksum_are_damage() {
+    for (at, word) in [(48, u64::MAX), (56, u64::MAX), (48, 1 << 63), (56, 1 << 63)] {
+        let storage = MemoryStorage::new();
+        let mut log = open(&storage, small());
+        let first = append_helped(&mut log, 1);
+        log.wal.seal();
+        append_helped(&mut log, 2);
+        drop(log);
+        let name = segment_name(SegmentKind::Main, first.segment);
+        let mut bytes = storage.contents(&name).expect("there");
+        assert!(get_u64(&bytes, at) < 2);
+        for copy in HEADER_AT {
+            let header = &mut bytes[copy as usize..][..128];
+            put(header, at, word.to_le_bytes());
+            let crc = crc32fast::hash(&header[..124]);
+            put(header, 124, crc.to_le_bytes());
+        }
+        storage.put(&name, &bytes);
+        let (mut open, lsns, _) = reopen_and_read(&storage);
+        assert_eq!((lsns, open.recovery.damage.segments_foreign), (vec![2], 1));
+        append_helped(&mut open, 3);
     }
 }
