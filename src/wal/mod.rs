@@ -11,6 +11,7 @@
 mod checkpoint;
 mod cursor;
 mod file_storage;
+mod findings;
 pub mod format;
 mod inspect;
 mod keeper;
@@ -20,6 +21,9 @@ mod memory_storage;
 mod open;
 mod reader;
 mod recover;
+mod redrive;
+mod repair;
+mod replayed;
 mod seal;
 mod segment;
 mod shared;
@@ -27,20 +31,26 @@ mod storage;
 #[cfg(test)]
 mod tests;
 mod types;
+mod verify;
 
 pub use checkpoint::{CheckpointData, TopicBooks};
 pub use file_storage::FileStorage;
+pub use findings::{Finding, Verification, Weight};
 pub use format::{FrameHeader, FrameKind, SegmentHeader, SegmentKind, SetAsideNote};
 pub use inspect::{FrameWalk, Inspected, SegmentSummary, inspect, inspect_checkpoint};
 pub use keeper::{StepReport, WalKeeper};
 pub use log::{Wal, WalStats};
 pub use memory_storage::{FaultPlan, MemoryStorage, StorageOp};
 pub use reader::Reader;
+pub use redrive::Orphan;
+pub use repair::{Repaired, plan, repair};
+pub use replayed::Replayed;
 pub use seal::Seal;
 pub use storage::{AppendFile, Storage, StorageFile};
 pub use types::{
     AppendError, DamageReport, LogRecord, ReadError, ReadItem, Recovery, SaltSource, WalOptions,
     random_salts,
 };
+pub use verify::{bytes_to_verify, verify};
 
 use format::segment_name;
