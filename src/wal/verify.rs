@@ -575,6 +575,7 @@ impl Verifier<'_> {
             let (before, after) = (&pair[0], &pair[1]);
             if before.next_frame >= after.first_frame
                 || after.last_lsn.is_none_or(|n| n < self.watermark)
+                || self.has_moved_on(before.number, after.first_frame)
             {
                 continue;
             }
@@ -602,6 +603,29 @@ impl Verifier<'_> {
                 is_final: false,
                 says,
             });
+        }
+    }
+
+    /// Whether a segment was written on, or removed, after it was walked: then there is no gap.
+    fn has_moved_on(&self, number: u64, to_frame: u64) -> bool {
+        let now = || -> io::Result<Option<u64>> {
+            let file = self.storage.open(&segment_name(SegmentKind::Main, number))?;
+            let mut area = [0; HEADER_AREA_BYTES as usize];
+            let read = file.read_at(0, &mut area)?;
+            let HeaderVerdict::Good(header) = SegmentHeader::judge(&area[..read]) else {
+                return Ok(None);
+            };
+            if let Some(locator) = Locator::find(&area[..read], header.salt) {
+                return Ok(Some(locator.next_frame));
+            }
+            let (len, table) = (file.len()?, self.table.clone());
+            let mut cursor = Cursor::new(file, header, len, table, BUFFER_BYTES);
+            while !matches!(cursor.next()?, Found::End { .. }) {}
+            Ok(cursor.expect)
+        };
+        match now() {
+            Ok(next) => next.is_some_and(|next| next >= to_frame),
+            Err(e) => e.kind() == io::ErrorKind::NotFound,
         }
     }
 
