@@ -266,6 +266,12 @@ impl SegmentHeader {
         })
     }
 
+    /// How many of the two copies are good.
+    pub(super) fn copies_good(area: &[u8]) -> usize {
+        let copies = HEADER_AT.map(|at| area.get(at as usize..).unwrap_or(&[]));
+        copies.iter().filter(|c| SegmentHeader::decode(c).is_some()).count()
+    }
+
     /// Judges the first [`HEADER_AREA_BYTES`] of a file, or what there is of them. One good
     /// copy is enough.
     pub fn judge(area: &[u8]) -> HeaderVerdict {

@@ -536,7 +536,7 @@ impl Recoverer<'_> {
 }
 
 /// Whether a file's bytes from `at` on are all zero.
-fn is_zero(file: &dyn StorageFile, mut at: u64, len: u64) -> io::Result<bool> {
+pub(super) fn is_zero(file: &dyn StorageFile, mut at: u64, len: u64) -> io::Result<bool> {
     let mut buf = vec![0; len.min(256 << 10) as usize];
     while at < len {
         let read = file.read_at(at, &mut buf)?;
