@@ -32,7 +32,7 @@ pub(crate) struct KeeperLink {
     asleep: AtomicBool,
     failures: AtomicU64,
     trouble: Mutex<Option<String>>,
-    /// Failures or trouble differ from what the flusher last saw.
+    /// Something that the snapshot names differs from what the flusher last saw.
     changed: AtomicBool,
 }
 
@@ -94,7 +94,7 @@ impl KeeperLink {
         self.changed.store(true, Ordering::Release);
     }
 
-    /// Whether [`KeeperLink::trouble`] has changed since this was last asked.
+    /// Whether something that the snapshot names has changed since this was last asked.
     pub(crate) fn take_changed(&self) -> bool {
         self.changed.swap(false, Ordering::AcqRel)
     }
@@ -145,6 +145,9 @@ impl Keeper {
             self.flusher.wake();
         }
         self.link.note(report.error);
+        if report.sync_failed || report.rewritten || report.unlinked > 0 {
+            self.link.changed.store(true, Ordering::Release);
+        }
         fresh || report.prepared || report.unsynced || report.unlinked > 0
     }
 

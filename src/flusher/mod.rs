@@ -1,6 +1,6 @@
 //! Owns the flusher: the only place where lanes, sequence, log and sink meet.
 //!
-//! [`Flusher::look`] is one turn: take reports, take records from the lanes, hand over, journal,
+//! `Flusher::look` is one turn: take reports, take records from the lanes, hand over, journal,
 //! release, publish. It has no thread, clock or wait of its own; `run` gives it those, and the
 //! simulator drives it without them. In a healthy run it touches no file.
 
@@ -85,6 +85,8 @@ pub(crate) struct Flusher {
     wal_full: WalFull,
     /// Everything below is being dropped, to make room in the log.
     dropping: Option<Lsn>,
+    /// Reads of the log that fail now.
+    reads: [produce::ReadTrouble; 3],
     shared: Arc<Shared>,
     clock: Arc<dyn Clock>,
     timing: Timing,
@@ -224,6 +226,7 @@ impl Flusher {
             reader: None,
             wal_full: parts.wal_full,
             dropping: None,
+            reads: Default::default(),
             shared: parts.shared,
             clock: parts.clock,
             timing: parts.timing,

@@ -4,10 +4,11 @@
 //! A segment is let go only when an append found no room, and the next one only when the keeper
 //! has found that the room which that made is not enough.
 
+use super::produce::ReadOf;
 use super::{Flusher, PRODUCE_PER_LOOK, RECORD_OVERHEAD_BYTES};
 use crate::config::WalFull;
 use crate::record::Lsn;
-use crate::sequence::Backlog;
+use crate::sequence::{Backlog, End};
 use crate::wal::{AppendError, Oldest, ReadItem};
 
 /// Why the records of a segment that was let go are dropped.
@@ -76,6 +77,9 @@ impl Flusher {
         let Some(from) = self.seq.backlog_from().filter(|_| self.seq.produced() < end) else {
             return Unread::End;
         };
+        if now_ns < self.reads[ReadOf::Backlog as usize].retry_at_ns {
+            return Unread::Stop;
+        }
         let Some(wal) = &mut self.wal else { return Unread::End };
         let mut reader = self.reader.take().unwrap_or_else(|| wal.reader(from));
         match wal.read_next(&mut reader) {
@@ -83,6 +87,7 @@ impl Flusher {
             ReadItem::Record(read) if read.lsn >= end => return Unread::End,
             ReadItem::CaughtUp => return Unread::End,
             ReadItem::Record(read) => {
+                let is_replayed = wal.is_replayed(read.record.topic, read.lsn);
                 let frame = Backlog {
                     lsn: read.lsn,
                     position: read.position,
@@ -90,14 +95,20 @@ impl Flusher {
                     bytes: (read.record.body.len() + RECORD_OVERHEAD_BYTES) as u32,
                     receipt: self.receipt_of(read.lsn),
                 };
-                if let Some(finished) = self.seq.drop_unread(frame, WAL_FULL) {
+                let end = if is_replayed { End::Delivered } else { End::Dropped(WAL_FULL) };
+                if let Some(finished) = self.seq.end_unread(frame, end) {
                     self.finished(now_ns, finished);
                 }
+                self.read_works(ReadOf::Backlog);
             }
-            ReadItem::Damage { records_lost, bytes } => self.damaged(records_lost, bytes),
+            ReadItem::Damage { records_lost, bytes, why } => {
+                self.damaged(records_lost, bytes, why);
+            }
             ReadItem::Error(kind) => {
+                if self.read_failed(ReadOf::Backlog, now_ns, kind) {
+                    reader.skip_unreadable();
+                }
                 self.reader = Some(reader);
-                self.wal_failed(&format!("read: {kind}"));
                 return Unread::Stop;
             }
         }

@@ -360,13 +360,12 @@ impl<F: Copy> Sequence<F> {
     }
 
     /// The same for a record of the backlog, read at the `produced` cursor instead of admitted.
-    pub fn drop_unread(&mut self, frame: Backlog, reason: &'static str) -> Option<Finished> {
+    pub fn end_unread(&mut self, frame: Backlog, end: End) -> Option<Finished> {
         if frame.lsn < self.produced {
             return None;
         }
         self.backlog = Some(frame.position);
         self.produced = frame.lsn.next();
-        let end = End::Dropped(reason);
         let books = self.books.topic(frame.topic);
         books.in_wal -= 1;
         Self::count(books, end);

@@ -4,9 +4,10 @@
 
 use super::checkpoint::{CheckpointData, CheckpointWriter, Manifest};
 use super::format::{QUARANTINE_DIR, SET_ASIDE_DIR, SegmentKind, segment_name};
+use super::reseal::Resealing;
 use super::rewrite::remove_mark;
 use super::shared::{BadRange, Common, Failed, Prepared};
-use super::storage::Storage;
+use super::storage::{AppendFile, Storage, StorageFile};
 use super::types::{AppendError, SaltSource, is_full};
 use crate::sync::Ordering;
 use std::io;
@@ -14,6 +15,9 @@ use std::sync::Arc;
 
 /// Most bytes of one bad range that are copied at a time.
 const COPY_BYTES: u64 = 1 << 20;
+/// Pages are made present in steps of this many bytes: while one lasts (about 0.2 ms) nothing
+/// else in the process can change its address space.
+const POPULATE_STEP_BYTES: u64 = 512 << 10;
 /// No segment has this number.
 pub(super) const NO_SEGMENT: u64 = u64::MAX;
 
@@ -25,12 +29,16 @@ pub struct WalKeeper {
     pub(super) checkpoint: CheckpointWriter,
     pub(super) synced_at_ns: Option<u64>,
     pub(super) synced_asides: u64,
-    /// The manifest names a segment that isn't there any more.
+    /// Segments were made whose names aren't durable.
+    pub(super) names_pending: bool,
+    /// The manifest names what isn't there any more, or not yet what is.
     pub(super) manifest_stale: bool,
     /// A file that could not be made whole, and not be removed either.
     pub(super) unmade: Option<(SegmentKind, u64)>,
     /// Segments of earlier runs: the process that wrote them may have died before its sync.
     pub(super) recovered: Vec<(SegmentKind, u64)>,
+    /// Those of them that get the seal that their run didn't write.
+    pub(super) reseal: Vec<Resealing>,
 }
 
 /// What one step of the keeper did.
@@ -42,6 +50,8 @@ pub struct StepReport {
     pub synced: bool,
     /// A sync failed: wake the flusher, which leaves the segment.
     pub sync_failed: bool,
+    /// A segment whose sync had failed was rewritten.
+    pub rewritten: bool,
     /// Something was appended that no sync has covered yet.
     pub unsynced: bool,
     /// The checkpoint was stored.
@@ -73,9 +83,10 @@ impl WalKeeper {
         // First, since where room is short it matters more than a segment to come.
         self.rewrite_failed(now_ns, &mut report);
         for kind in [SegmentKind::Main, SegmentKind::SetAside] {
-            let done = self.prepare(kind);
+            let done = self.prepare_ahead(kind);
             report.prepared |= report.note("prepare", done) == Some(true);
         }
+        self.start_writeback();
         self.quarantine(&mut report);
         let due = self
             .synced_at_ns
@@ -86,14 +97,11 @@ impl WalKeeper {
             let done = self.sync_now();
             report.synced = report.note("sync", done).is_some();
             report.sync_failed = failures != self.common.sync_failures.load(Ordering::Relaxed);
+            self.common.state.lock().taken_lately /= 2;
         }
         if let Some(data) = checkpoint {
             let done = self.store_checkpoint(data);
             report.checkpointed = report.note("checkpoint", done).is_some();
-        }
-        if self.manifest_stale {
-            let done = self.publish_manifest();
-            report.note("manifest", done);
         }
         let done = self.unlink_trimmed();
         report.unlinked = report.note("unlink", done).unwrap_or(0);
@@ -135,7 +143,8 @@ impl WalKeeper {
             let (file, known) = (Some(r.file.clone()), Some(r.known));
             files.push(Failed { file, known, ..Failed::new(r.kind, r.number) });
         }
-        for in_case in files {
+        let mut files = files.into_iter();
+        while let Some(in_case) = files.next() {
             let (kind, number) = (in_case.kind, in_case.number);
             // A second sync of a segment whose first one failed would say nothing.
             if self.common.state.lock().is_failed(number) {
@@ -146,23 +155,33 @@ impl WalKeeper {
                 self.sync_failed(in_case);
                 first_error.get_or_insert(e);
             }
+            if files.len() > 0 && self.common.options.segments_ahead_max > 1 {
+                // The flusher goes on filling segments meanwhile. What fails here is tried
+                // again, and told, by the next turn.
+                let _ = self.prepare_ahead(SegmentKind::Main);
+            }
         }
         for (kind, number) in std::mem::take(&mut self.recovered) {
             if self.common.state.lock().is_failed(number) {
                 continue;
             }
             // One descriptor at a time, however many segments there are.
-            match self.common.storage.open(&segment_name(kind, number)).and_then(|f| f.sync()) {
+            let file = self.common.storage.open(&segment_name(kind, number));
+            match file.and_then(|f| f.sync().map(|()| f)) {
+                Ok(file) => self.reseal(kind, number, &*file),
                 Err(e) if e.kind() != io::ErrorKind::NotFound => {
                     self.sync_failed(Failed::new(kind, number));
                     first_error.get_or_insert(e);
                 }
-                _ => {}
+                Err(_) => {}
             }
         }
         // Unmapped here, by the thread that may take long.
         drop(retired.into_iter().map(|r| r.owner).collect::<Vec<_>>());
-        {
+        // A segment is power-safe when its name is, too.
+        if let Err(e) = self.sync_names() {
+            first_error.get_or_insert(e);
+        } else {
             let state = self.common.state.lock();
             if !state.failed.iter().any(|f| f.kind == SegmentKind::SetAside) {
                 self.synced_asides = asides;
@@ -170,6 +189,12 @@ impl WalKeeper {
             if state.failed.is_empty() {
                 self.common.synced_below.store(below, Ordering::Release);
             }
+        }
+        // Without a manifest nothing is lost, only not missed.
+        if self.manifest_stale
+            && let Err(e) = self.publish_manifest()
+        {
+            first_error.get_or_insert(e);
         }
         let checkpoint = self.checkpoint.sync(&*self.common.storage);
         match first_error {
@@ -201,6 +226,19 @@ impl WalKeeper {
         }
     }
 
+    /// Writes the seal of an earlier run's segment whose frames are durable now. Without it the
+    /// next start walks the segment once more, so a failure is no loss.
+    fn reseal(&mut self, kind: SegmentKind, number: u64, file: &dyn StorageFile) {
+        let is_it = |r: &Resealing| r.kind == kind && r.number == number;
+        if let Some(at) = self.reseal.iter().position(is_it)
+            && self.reseal.swap_remove(at).write(file).is_ok()
+            && let Ok(bytes) = file.len()
+            && let Some(live) = self.common.state.lock().live.get_mut(&number)
+        {
+            live.1 = bytes;
+        }
+    }
+
     /// Stores the checkpoint; a set-aside record that it may count as final is synced first.
     ///
     /// # Errors
@@ -222,27 +260,61 @@ impl WalKeeper {
         Ok(())
     }
 
-    /// Prepares a segment if none waits and one is wanted; true when it did.
+    /// Prepares segments while fewer wait than are wanted; true when it did.
+    fn prepare_ahead(&mut self, kind: SegmentKind) -> io::Result<bool> {
+        let mut any = false;
+        while self.prepare(kind)? {
+            any = true;
+        }
+        Ok(any)
+    }
+
+    /// Has the disk begin with what was filled, so that the sync finds little left to do.
+    fn start_writeback(&self) {
+        let full: Vec<_> = {
+            let mut state = self.common.state.lock();
+            let fresh = state.retired.iter_mut().filter(|r| !r.writing);
+            fresh
+                .map(|r| {
+                    r.writing = true;
+                    r.file.clone()
+                })
+                .collect()
+        };
+        for file in full {
+            file.start_writeback();
+        }
+    }
+
+    /// Prepares a segment if fewer wait than are wanted; true when it did.
     pub(super) fn prepare(&mut self, kind: SegmentKind) -> io::Result<bool> {
-        {
+        let waiting = {
             let state = self.common.state.lock();
-            let wanted = kind == SegmentKind::Main || state.aside_wanted;
-            if !wanted || state.prepared[kind as usize].is_some() {
+            let wanted = match kind {
+                SegmentKind::Main => {
+                    (1 + state.taken_lately).min(self.common.options.segments_ahead_max.max(1))
+                }
+                SegmentKind::SetAside => usize::from(state.aside_wanted),
+            };
+            let waiting = state.prepared[kind as usize].len();
+            if waiting >= wanted {
                 return Ok(false);
             }
-        }
+            waiting
+        };
         self.remove_unmade()?;
         let has_room =
             self.has_room(kind) || (kind == SegmentKind::SetAside && self.forget_vanished());
         if !has_room {
-            self.common.state.lock().shortage[kind as usize] = Some(AppendError::Full);
+            if waiting == 0 {
+                self.common.state.lock().shortage[kind as usize] = Some(AppendError::Full);
+            }
             return Ok(false);
         }
-        let bytes = self.segment_bytes(kind);
-        match self.create(kind, bytes) {
+        match self.create(kind, self.segment_bytes(kind)) {
             Ok(prepared) => {
                 let mut state = self.common.state.lock();
-                state.prepared[kind as usize] = Some(prepared);
+                state.prepared[kind as usize].push_back(prepared);
                 state.shortage[kind as usize] = None;
                 if kind == SegmentKind::SetAside {
                     state.aside_wanted = false;
@@ -250,8 +322,10 @@ impl WalKeeper {
                 Ok(true)
             }
             Err(e) => {
-                self.common.state.lock().shortage[kind as usize] =
-                    Some(AppendError::Storage(e.kind()));
+                let mut state = self.common.state.lock();
+                if state.prepared[kind as usize].is_empty() {
+                    state.shortage[kind as usize] = Some(AppendError::Storage(e.kind()));
+                }
                 Err(e)
             }
         }
@@ -273,8 +347,8 @@ impl WalKeeper {
         let after = state.used_bytes() + self.segment_bytes(kind);
         match kind {
             SegmentKind::Main => {
-                let aside = &state.prepared[SegmentKind::SetAside as usize];
-                let ready = aside.as_ref().map_or(0, |p| p.file.len());
+                let asides = &state.prepared[SegmentKind::SetAside as usize];
+                let ready: u64 = asides.iter().map(|p| p.file.len()).sum();
                 after + reserve.saturating_sub(ready) <= max
             }
             SegmentKind::SetAside => {
@@ -315,6 +389,11 @@ impl WalKeeper {
         Ok(())
     }
 
+    /// Makes a segment: blocks allocated, mapped, pages present and writable. Nothing of it is
+    /// synced, so that it never waits for the disk: allocated blocks read as zeroes, what is
+    /// stored counts as power-safe after a sync only, and [`WalKeeper::sync_now`] makes the
+    /// segment's name durable before it says so. (A sync would also protect the pages again,
+    /// and each page's first store then take a fault.)
     fn create(&mut self, kind: SegmentKind, bytes: u64) -> io::Result<Prepared> {
         let number = self.next_number;
         let name = segment_name(kind, number);
@@ -323,21 +402,24 @@ impl WalKeeper {
         self.next_number += 1;
         let mut file = storage.create(&name, bytes)?;
         self.common.state.lock().live.insert(number, (kind, bytes));
-        let made = file
-            .populate(0, bytes)
-            .and_then(|()| file.file().sync())
-            // The manifest must never name a file that a power cut can take back.
-            .and_then(|()| storage.sync_dir())
-            .and_then(|()| self.publish_manifest());
-        if let Err(e) = made {
+        if let Err(e) = populate_all(&mut *file) {
             self.unmade = Some((kind, number));
-            // Its last step may have failed after the rename.
-            self.manifest_stale = true;
             drop(file);
             let _ = self.remove_unmade();
             return Err(e);
         }
+        self.names_pending = true;
+        self.manifest_stale = true;
         Ok(Prepared { number, file, salt: (self.salts)() as u32 })
+    }
+
+    /// Makes the names of new segments durable.
+    fn sync_names(&mut self) -> io::Result<()> {
+        if self.names_pending {
+            self.common.storage.sync_dir()?;
+            self.names_pending = false;
+        }
+        Ok(())
     }
 
     fn manifest(&self) -> Manifest {
@@ -349,7 +431,10 @@ impl WalKeeper {
         Manifest { directory_id: self.common.directory_id, next_number: self.next_number, segments }
     }
 
+    /// Stores a manifest of what is there, after the names of new segments are durable: it must
+    /// never name a file that a power cut can take back.
     pub(super) fn publish_manifest(&mut self) -> io::Result<()> {
+        self.sync_names()?;
         self.manifest().publish(&*self.common.storage)?;
         self.manifest_stale = false;
         Ok(())
@@ -386,7 +471,7 @@ impl WalKeeper {
         for number in trimmed {
             let kind = self.common.state.lock().live.get(&number).map(|(kind, _)| *kind);
             if let Some(kind) = kind {
-                match self.common.storage.unlink(&segment_name(kind, number)) {
+                match self.take_away(kind, number) {
                     Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
                     _ => {}
                 }
@@ -397,6 +482,7 @@ impl WalKeeper {
             state.live.remove(&number);
             state.trimmed.retain(|n| *n != number);
             state.failed.retain(|f| f.number != number);
+            state.keep.retain(|n| *n != number);
             state.retired.retain(|r| r.number != number);
             // There may be room now: the next turn finds out.
             state.shortage = [None, None];
@@ -407,6 +493,20 @@ impl WalKeeper {
             self.common.storage.sync_dir()?;
         }
         Ok(unlinked)
+    }
+
+    /// Removes a segment's file; one with bytes that are nowhere else goes to quarantine.
+    fn take_away(&self, kind: SegmentKind, number: u64) -> io::Result<()> {
+        let name = segment_name(kind, number);
+        let keep = {
+            let state = self.common.state.lock();
+            state.keep.contains(&number) || state.bad.iter().any(|b| b.number == number)
+        };
+        if keep {
+            let to = format!("{QUARANTINE_DIR}/{number:016x}.unreadable");
+            return self.common.storage.rename(&name, &to);
+        }
+        self.common.storage.unlink(&name)
     }
 
     fn quarantine(&mut self, report: &mut StepReport) {
@@ -431,6 +531,22 @@ impl WalKeeper {
     }
 }
 
+fn populate_all(file: &mut dyn AppendFile) -> io::Result<()> {
+    let len = file.len();
+    let mut at = 0;
+    while at < len {
+        let step = POPULATE_STEP_BYTES.min(len - at);
+        file.populate(at, step)?;
+        at += step;
+    }
+    Ok(())
+}
+
+/// The name of a range's copy in quarantine.
+pub(super) fn quarantine_name(range: &BadRange, why: &str) -> String {
+    format!("{:016x}-{:x}-{:x}.{why}", range.number, range.from, range.to)
+}
+
 /// Copies a range of a segment to a file of its own in quarantine; false when it is there
 /// already from an earlier start.
 pub(super) fn quarantine_range(
@@ -439,7 +555,7 @@ pub(super) fn quarantine_range(
     range: &BadRange,
     why: &str,
 ) -> io::Result<bool> {
-    let name = format!("{:016x}-{:x}-{:x}.{why}", range.number, range.from, range.to);
+    let name = quarantine_name(range, why);
     if storage.list(QUARANTINE_DIR)?.contains(&name) {
         return Ok(false);
     }

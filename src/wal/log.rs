@@ -5,9 +5,11 @@ use super::cursor::Cursor;
 use super::format::{FRAME_HEADER_BYTES, SegmentHeader, SegmentKind, SetAsideNote};
 use super::reader::SegmentInfo;
 use super::segment::{SegmentError, SegmentWriter};
+use super::replayed::Replayed;
 use super::shared::{Common, Known, Retired};
+use super::storage::Storage;
 use super::types::{AppendError, Oldest};
-use crate::record::{LogPosition, Lsn, RecordView};
+use crate::record::{LogPosition, Lsn, RecordView, TopicId};
 use crate::sync::Ordering;
 use crate::topics::TopicTable;
 use std::collections::VecDeque;
@@ -19,6 +21,8 @@ pub struct Wal {
     pub(super) topics: Arc<TopicTable>,
     /// Segments that take no more, oldest first.
     pub(super) segments: VecDeque<SegmentInfo>,
+    /// Where the backlog of earlier runs begins, and the frame number that is due there.
+    pub(super) backlog: Option<(LogPosition, u64)>,
     /// The segments that take records, by kind.
     pub(super) active: [Option<SegmentWriter>; 2],
     /// The frame number that a new segment begins with, by kind.
@@ -31,6 +35,8 @@ pub struct Wal {
     /// The last record found no room: the active segment goes, too, once all of it is final.
     pub(super) starved: bool,
     pub(super) unix_ms: i64,
+    /// Topics of which an earlier replay delivered everything below an LSN.
+    pub(super) replayed: Vec<(TopicId, u64)>,
 }
 
 /// Sizes and counts of the log, for gauges.
@@ -56,6 +62,8 @@ pub struct WalStats {
     pub segments_rewritten: u64,
     /// Records that were no longer there when their segment was rewritten.
     pub records_lost_by_sync: u64,
+    /// Times that an append needed a segment and none was ready.
+    pub segment_waits: u64,
     /// Bad ranges copied to quarantine since open.
     pub ranges_quarantined: u64,
 }
@@ -173,11 +181,16 @@ impl Wal {
         let k = kind as usize;
         let prepared = {
             let mut state = self.common.state.lock();
-            let Some(prepared) = state.prepared[k].take() else {
+            let Some(prepared) = state.prepared[k].pop_front() else {
                 state.aside_wanted |= kind == SegmentKind::SetAside;
                 self.starved |= kind == SegmentKind::Main;
-                return Err(state.shortage[k].unwrap_or(AppendError::NotReady));
+                let why = state.shortage[k].unwrap_or(AppendError::NotReady);
+                if kind == SegmentKind::Main && why == AppendError::NotReady {
+                    self.common.segment_waits.fetch_add(1, Ordering::Relaxed);
+                }
+                return Err(why);
             };
+            state.taken_lately += usize::from(kind == SegmentKind::Main);
             prepared
         };
         self.retire(kind);
@@ -233,7 +246,8 @@ impl Wal {
         let known = Known { header: writer.header, end, next_frame };
         let mut state = self.common.state.lock();
         state.active[k] = None;
-        state.retired.push(Retired { kind, number, file, known, owner: writer.file });
+        let owner = writer.file;
+        state.retired.push(Retired { kind, number, file, known, owner, writing: false });
     }
 
     /// Seals what is open, so that the next start needs no scan. Appends may follow.
@@ -261,7 +275,7 @@ impl Wal {
     /// Whether the next append has a segment to go to, as far as is known.
     #[must_use]
     pub fn is_ready(&self) -> bool {
-        !self.starved || self.common.state.lock().prepared[SegmentKind::Main as usize].is_some()
+        !self.starved || !self.common.state.lock().prepared[SegmentKind::Main as usize].is_empty()
     }
 
     /// What could go to make room after an append met an error that says the log is full. Not
@@ -271,7 +285,7 @@ impl Wal {
             let state = self.common.state.lock();
             let k = SegmentKind::Main as usize;
             let is_full = state.shortage[k].is_some_and(AppendError::is_full);
-            if !is_full || state.prepared[k].is_some() || !state.trimmed.is_empty() {
+            if !is_full || !state.prepared[k].is_empty() || !state.trimmed.is_empty() {
                 return Oldest::Coming;
             }
         }
@@ -281,6 +295,24 @@ impl Wal {
         }
         let last = self.segments.front().and_then(|oldest| oldest.last_lsn);
         last.map_or(Oldest::Nothing, |last| Oldest::Below(Lsn(last.saturating_add(1))))
+    }
+
+    /// Whether a replay of selected topics delivered this record before the log was opened.
+    #[must_use]
+    pub fn is_replayed(&self, topic: TopicId, lsn: Lsn) -> bool {
+        self.replayed.iter().any(|(id, below)| *id == topic && lsn.0 < *below)
+    }
+
+    /// What an earlier replay left, to be gone on with.
+    pub(super) fn replayed_before(&self, storage: &dyn Storage) -> Replayed {
+        let directory_id = self.common.directory_id;
+        let fresh = Replayed { directory_id, ..Replayed::default() };
+        Replayed::read(storage).filter(|r| r.directory_id == directory_id).unwrap_or(fresh)
+    }
+
+    /// Hands a set-aside segment to the keeper to be removed: all in it is final.
+    pub(super) fn discard(&mut self, number: u64) {
+        self.common.state.lock().trimmed.push(number);
     }
 
     /// Wall-clock time for the headers of segments to come.
@@ -319,6 +351,7 @@ impl Wal {
             segments_unsynced,
             segments_rewritten: self.common.segments_rewritten.load(Ordering::Relaxed),
             records_lost_by_sync: self.common.records_lost_by_sync.load(Ordering::Relaxed),
+            segment_waits: self.common.segment_waits.load(Ordering::Relaxed),
             ranges_quarantined: self.common.ranges_quarantined.load(Ordering::Relaxed),
         }
     }

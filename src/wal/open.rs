@@ -5,6 +5,7 @@ use super::format::{ASIDE_PREFIX_BYTES, FRAME_HEADER_BYTES, REASON_BYTES_MAX, Se
 use super::keeper::{NO_SEGMENT, WalKeeper};
 use super::log::Wal;
 use super::recover::recover;
+use super::replayed::Replayed;
 use super::rewrite::unfinished_rewrites;
 use super::segment::SegmentWriter;
 use super::shared::{Common, Failed, State};
@@ -78,6 +79,7 @@ impl Wal {
                 live: opened.live,
                 trimmed: opened.trimmed,
                 failed: unfinished.into_iter().map(|(k, n)| Failed::new(k, n)).collect(),
+                keep: opened.keep,
                 ..State::default()
             }),
             appended_below: AtomicU64::new(recovery.next_lsn.0),
@@ -87,6 +89,7 @@ impl Wal {
             sync_failures: AtomicU64::new(0),
             segments_rewritten: AtomicU64::new(0),
             records_lost_by_sync: AtomicU64::new(0),
+            segment_waits: AtomicU64::new(0),
             ranges_quarantined: AtomicU64::new(0),
             options,
         });
@@ -103,7 +106,9 @@ impl Wal {
             synced_asides: 0,
             unmade: None,
             manifest_stale: false,
+            names_pending: false,
             recovered,
+            reseal: opened.reseal,
         };
         let prepared = keeper.prepare(SegmentKind::Main);
         if let Err(source) = prepared
@@ -118,10 +123,12 @@ impl Wal {
                 source,
             });
         }
-        let wal = Wal {
+        let backlog = recovery.backlog.map(|at| (at, opened.backlog_frame));
+        let mut wal = Wal {
             common,
             topics,
             segments: opened.segments,
+            backlog,
             active: [None, None],
             next_frame: opened.next_frame,
             frame_bytes_max,
@@ -129,7 +136,16 @@ impl Wal {
             random_rewritten: 0,
             starved: false,
             unix_ms: now_unix_ms,
+            replayed: Vec::new(),
         };
+        let before = wal.replayed_before(&*wal.common.storage);
+        let watermark = recovery.checkpoint.as_ref().map_or(0, |c| c.watermark.0);
+        if !before.below.is_empty() && before.below.values().all(|below| *below <= watermark) {
+            // The watermark has come as far. If it stays, no harm is done.
+            let _ = Replayed::remove(&*wal.common.storage);
+        }
+        let named = before.below.iter().map(|(name, below)| (wal.topics.intern(name), *below));
+        wal.replayed = named.collect();
         Ok((wal, keeper, recovery))
     }
 }

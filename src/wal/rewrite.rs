@@ -34,6 +34,8 @@ const COPY_BYTES: u64 = 1 << 20;
 /// Between two tries to rewrite a segment: at first, and at most.
 const PAUSE_NS: u64 = 100_000_000;
 const PAUSE_NS_MAX: u64 = 10_000_000_000;
+/// Segments that may wait to be rewritten before the one in use is kept, failed or not.
+const LEFT_MAX: usize = 4;
 const NEW_SUFFIX: &str = ".new";
 
 fn new_name(kind: SegmentKind, number: u64) -> String {
@@ -85,14 +87,22 @@ impl WalKeeper {
     pub(super) fn sync_failed(&self, failed: Failed) {
         let common = &self.common;
         common.sync_failures.fetch_add(1, Ordering::Relaxed);
-        if failed.active {
-            common.failed_segment[failed.kind as usize].store(failed.number, Ordering::Relaxed);
-        }
         // For the next run, should this one die before the segment is rewritten.
         let _ = common.storage.open_or_create(&new_name(failed.kind, failed.number));
         let mut state = common.state.lock();
         if !state.is_failed(failed.number) {
             state.failed.push(failed);
+        }
+        self.ask_to_leave(&state);
+    }
+
+    /// Has the flusher leave what it still appends to. Not while too many wait to be rewritten:
+    /// a disk that fails every sync would use up a segment for each of them.
+    fn ask_to_leave(&self, state: &State) {
+        let left = state.failed.iter().filter(|f| !f.active).count();
+        for failed in state.failed.iter().filter(|f| f.active && left < LEFT_MAX) {
+            self.common.failed_segment[failed.kind as usize]
+                .store(failed.number, Ordering::Relaxed);
         }
     }
 
@@ -104,6 +114,7 @@ impl WalKeeper {
                 return;
             }
             let owners = state.adopt_left();
+            self.ask_to_leave(&state);
             let is_due = |f: &&Failed| {
                 !f.active && f.again_ns <= now_ns && !state.trimmed.contains(&f.number)
             };
@@ -117,6 +128,7 @@ impl WalKeeper {
         state.rewriting_bytes = 0;
         if report.note("rewrite after a failed sync", done).is_some() {
             state.failed.retain(|f| f.number != number);
+            report.rewritten = true;
             self.common.segments_rewritten.fetch_add(1, Ordering::Release);
             // The next sync may say again what is power-safe.
             self.synced_at_ns = None;
@@ -176,7 +188,7 @@ impl WalKeeper {
                 return Ok(());
             }
             let kinds = [SegmentKind::Main, SegmentKind::SetAside];
-            kinds.into_iter().find_map(|k| state.prepared[k as usize].take())
+            kinds.into_iter().find_map(|k| state.prepared[k as usize].pop_back())
         };
         let Some(spare) = spare else { return Err(io::ErrorKind::QuotaExceeded.into()) };
         self.give_back(spare)?;
@@ -220,11 +232,11 @@ impl WalKeeper {
         loop {
             match cursor.next()? {
                 Found::Frame(..) => {}
-                Found::Bad { from, to, lost: here } => {
+                Found::Bad { from, to, lost: here, .. } => {
                     bad.push((from, to));
                     lost += here.unwrap_or(0);
                 }
-                Found::End { from, to } => {
+                Found::End { from, to, .. } => {
                     bad.extend((to > from).then_some((from, to)));
                     break;
                 }

@@ -241,7 +241,6 @@ fn the_set_aside_log_starves_nobody_and_says_when_it_is_full() {
 #[test]
 fn the_bound_holds_while_segments_are_rewritten() {
     let disk = MemoryStorage::new();
-    disk.set_failed_syncs_forget(true);
     let mut m = Machine::open(&disk, bounded(16), WalFull::DropOldest);
     let on_disk = |disk: &MemoryStorage| -> u64 {
         let names = disk.names();

@@ -22,9 +22,9 @@ fn what_was_handed_over_and_what_was_never_read_both_end_and_late_reports_find_n
         [(100, FULL), (101, FULL)]
     );
     let unread = Backlog { receipt: 9, ..backlog(102, 2) };
-    let ended = s.drop_unread(unread, "full").unwrap();
+    let ended = s.end_unread(unread, FULL).unwrap();
     assert_eq!((ended.lsn, ended.receipt, ended.end), (Lsn(102), 9, FULL));
-    assert_eq!(s.drop_unread(unread, "full"), None, "once");
+    assert_eq!(s.end_unread(unread, FULL), None, "once");
     s.dropped_below(Lsn(103));
     assert_eq!((s.acked(), s.produced()), (Lsn(103), Lsn(103)));
     balanced(&s);
@@ -65,7 +65,7 @@ fn a_segment_whose_last_records_are_damaged_is_passed() {
     let mut s = Sequence::<u32>::new(limits(8, Journal::Spill), Lsn(200));
     s.recovered(T, 3);
     s.recovered_from(at(0), Lsn(100));
-    assert!(s.drop_unread(backlog(100, 0), "full").is_some());
+    assert!(s.end_unread(backlog(100, 0), FULL).is_some());
     s.damaged(2);
     s.dropped_below(Lsn(103));
     assert_eq!((s.acked(), s.books().dropped(), s.books().in_wal()), (Lsn(103), 3, 0));

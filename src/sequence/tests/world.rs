@@ -358,7 +358,7 @@ impl World {
                 break;
             };
             self.reader = Some(at + 1);
-            if let Some(finished) = self.seq.drop_unread(frame(plan, at, lsn, id), "full") {
+            if let Some(finished) = self.seq.end_unread(frame(plan, at, lsn, id), End::Dropped("full")) {
                 self.dropped(finished)?;
             }
         }

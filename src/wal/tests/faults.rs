@@ -8,11 +8,8 @@ use std::io;
 const BEGIN: LogPosition = LogPosition { segment: 0, offset: 0 };
 const SECOND: u64 = 1_000_000_000;
 
-/// A disk as Linux makes them: a failed sync forgets.
 fn disk() -> MemoryStorage {
-    let storage = MemoryStorage::new();
-    storage.set_failed_syncs_forget(true);
-    storage
+    MemoryStorage::new()
 }
 
 /// Every call of `op` fails from now on.
@@ -348,18 +345,19 @@ fn a_disk_that_fails_every_sync_is_left_alone_and_comes_back() {
     let mut log = open(&storage, small());
     append_helped(&mut log, 1);
     fail(&storage, StorageOp::Sync, io::ErrorKind::Other);
-    let (mut n, mut errors, mut refused) = (2, 0, 0);
+    let (mut n, mut errors) = (2, 0);
     for turn in 0..400 {
-        match append(&mut log, n) {
-            Ok(_) => n += 1,
-            Err(_) => refused += 1,
-        }
+        // A process crash costs nothing meanwhile, so appends go on.
+        append_helped(&mut log, n);
+        n += 1;
         log.wal.leave_failed();
         errors += u64::from(log.keeper.step(turn * SECOND / 2, None).error.is_some());
     }
-    assert!(errors > 100 && refused > 100, "{errors} {refused}");
+    let stats = log.wal.stats();
+    assert!(errors > 100 && stats.segments_unsynced > 4, "{errors} {stats:?}");
     assert!(log.wal.synced_below() <= Lsn(1));
-    assert!(storage.names().len() < 20, "{:?}", storage.names());
+    // Not a segment for each sync: four are left, then they fill up as ever.
+    assert!(stats.segments < 30, "{stats:?}");
     storage.set_faults(None);
     mend(&mut log, 1000 * SECOND);
     log.keeper.step(2000 * SECOND, None);
@@ -368,7 +366,7 @@ fn a_disk_that_fails_every_sync_is_left_alone_and_comes_back() {
     assert_eq!(log.wal.synced_below(), Lsn(n + 1));
     assert_eq!(read_all(&log, Some(BEGIN)), ((1..=n).collect(), 0));
     power_safe(&storage, &log, "back again");
-    println!("{errors} failed turns, {refused} appends refused, {} records", n);
+    println!("{errors} failed turns, {n} records in {} segments", stats.segments);
 }
 
 #[test]
@@ -455,7 +453,7 @@ fn a_file_that_can_t_be_made_whole_nor_removed_is_the_only_one_of_its_kind() {
         append_helped(&mut log, n);
     }
     storage.set_faults(Some(Box::new(|_, op| {
-        matches!(op, StorageOp::Sync | StorageOp::Unlink).then_some(io::ErrorKind::Other)
+        matches!(op, StorageOp::Populate | StorageOp::Unlink).then_some(io::ErrorKind::Other)
     })));
     let mut failed = 0;
     for turn in 0..100 {
