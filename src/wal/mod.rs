@@ -7,7 +7,8 @@
 //! (whole segments).
 //!
 //! Reading order: `storage`, `format`, `segment`, `log`, `verdict`, `cursor`, `reader`,
-//! `recover`, `survey`, `keeper`, `rewrite`, `checkpoint`.
+//! `recover`, `survey`, `keeper`, `room`, `rewrite`,
+//! `checkpoint`.
 
 mod checkpoint;
 mod cursor;
@@ -27,6 +28,7 @@ mod repair;
 mod replayed;
 mod reseal;
 mod rewrite;
+mod room;
 mod seal;
 mod segment;
 mod shared;
