@@ -76,7 +76,7 @@ fn a_log_at_its_bound_drops_the_oldest_and_keeps_the_newest_in_order() {
     let dropped = stats.books.dropped;
     assert_eq!(stats.topics[0].dropped, [("wal_full", dropped)]);
     assert_eq!(stats.books.in_wal + dropped, sent as u64);
-    assert!(stats.wal.as_ref().is_some_and(|w| w.full && w.bytes <= bound), "{:?}", stats.wal);
+    assert!(stats.wal.as_ref().is_some_and(|w| w.bytes <= bound), "{:?}", stats.wal);
     assert!(most <= bound, "{most} of {bound} bytes");
     // At least half of the bound is used: no more was dropped than had to be.
     assert!(stats.books.in_wal * VALUE_BYTES as u64 > bound / 2, "{:?}", stats.books);
