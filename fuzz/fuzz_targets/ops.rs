@@ -207,7 +207,8 @@ impl World {
         let acked = self.acked;
         let model = std::mem::take(&mut self.model);
         let last = came.back().map_or(0, |a| a.lsn);
-        self.model = model.into_iter().filter(|a| a.lsn < acked).collect();
+        self.model =
+            model.into_iter().filter(|a| a.lsn < acked && damaged != Some(a.lsn)).collect();
         self.model.retain(|a| came.iter().all(|c| c.lsn != a.lsn));
         self.model.extend(came);
         self.model.make_contiguous().sort_by_key(|a| a.lsn);
