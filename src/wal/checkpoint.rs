@@ -56,7 +56,7 @@ const BLOCK_BYTES: usize = 4096;
 /// Above any honest file of either kind; a larger one is bad.
 const FILE_BYTES_MAX: u64 = 64 << 20;
 pub(super) const SLOTS: [&str; 2] = ["checkpoint-0", "checkpoint-1"];
-const MANIFEST: &str = "manifest";
+pub(super) const MANIFEST: &str = "manifest";
 const MANIFEST_NEW: &str = "manifest.new";
 
 /// What the checkpoint carries.
@@ -89,7 +89,7 @@ pub struct TopicBooks {
     pub dropped: u64,
 }
 
-fn finish(b: &mut [u8]) {
+pub(super) fn finish(b: &mut [u8]) {
     put(b, 12, (b.len() as u32).to_le_bytes());
     let crc = crc_of(b);
     put(b, CRC_AT, crc.to_le_bytes());
@@ -103,7 +103,7 @@ fn crc_of(b: &[u8]) -> u32 {
 }
 
 /// The covered bytes, when magic, version, length and CRC hold.
-fn verified(b: &[u8], magic: [u8; 8], fixed: usize) -> Option<&[u8]> {
+pub(super) fn verified(b: &[u8], magic: [u8; 8], fixed: usize) -> Option<&[u8]> {
     if b.len() < fixed || b[..8] != magic || get_u32(b, 8) != VERSION {
         return None;
     }

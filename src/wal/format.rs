@@ -266,6 +266,12 @@ impl SegmentHeader {
         })
     }
 
+    /// How many of the two copies are good.
+    pub(super) fn copies_good(area: &[u8]) -> usize {
+        let copies = HEADER_AT.map(|at| area.get(at as usize..).unwrap_or(&[]));
+        copies.iter().filter(|c| SegmentHeader::decode(c).is_some()).count()
+    }
+
     /// Judges the first [`HEADER_AREA_BYTES`] of a file, or what there is of them. One good
     /// copy is enough.
     pub fn judge(area: &[u8]) -> HeaderVerdict {
@@ -371,6 +377,11 @@ impl FrameHeader {
         let crc = frame_crc(salt, &b, prefix, body);
         put(&mut b, at::CRC, crc.to_le_bytes());
         b
+    }
+
+    /// Whether the kind in a header's bytes is one of this version.
+    pub(super) fn knows_kind(b: &[u8]) -> bool {
+        matches!(b.get(at::KIND), Some(1..=5))
     }
 
     /// Reads a header whose fields agree with each other; the CRC isn't looked at.

@@ -4,8 +4,9 @@
 
 use super::checkpoint::{CheckpointData, CheckpointWriter, Manifest};
 use super::format::{QUARANTINE_DIR, SegmentKind, segment_name};
+use super::reseal::Resealing;
 use super::shared::{BadRange, Common, Prepared};
-use super::storage::Storage;
+use super::storage::{AppendFile, Storage, StorageFile};
 use super::types::{AppendError, SaltSource};
 use crate::sync::Ordering;
 use std::io;
@@ -13,6 +14,9 @@ use std::sync::Arc;
 
 /// Most bytes of one bad range that are copied at a time.
 const COPY_BYTES: u64 = 1 << 20;
+/// Pages are made present in steps of this many bytes: while one lasts (about 0.2 ms) nothing
+/// else in the process can change its address space.
+const POPULATE_STEP_BYTES: u64 = 512 << 10;
 /// No segment has this number.
 pub(super) const NO_SEGMENT: u64 = u64::MAX;
 
@@ -24,8 +28,12 @@ pub struct WalKeeper {
     pub(super) checkpoint: CheckpointWriter,
     pub(super) synced_at_ns: Option<u64>,
     pub(super) synced_asides: u64,
+    /// Segments were made whose names aren't durable, nor in the manifest.
+    pub(super) names_pending: bool,
     /// Segments of earlier runs: the process that wrote them may have died before its sync.
     pub(super) recovered: Vec<(SegmentKind, u64)>,
+    /// Those of them that get the seal that their run didn't write.
+    pub(super) reseal: Vec<Resealing>,
 }
 
 /// What one step of the keeper did.
@@ -64,9 +72,10 @@ impl WalKeeper {
     pub fn step(&mut self, now_ns: u64, checkpoint: Option<&CheckpointData>) -> StepReport {
         let mut report = StepReport::default();
         for kind in [SegmentKind::Main, SegmentKind::SetAside] {
-            let done = self.prepare(kind);
+            let done = self.prepare_ahead(kind);
             report.prepared |= report.note("prepare", done) == Some(true);
         }
+        self.start_writeback();
         self.quarantine(&mut report);
         let due = self
             .synced_at_ns
@@ -75,6 +84,7 @@ impl WalKeeper {
             self.synced_at_ns = Some(now_ns);
             let done = self.sync_now();
             report.synced = report.note("sync", done).is_some();
+            self.common.state.lock().taken_lately /= 2;
         }
         if let Some(data) = checkpoint {
             let done = self.store_checkpoint(data);
@@ -107,28 +117,40 @@ impl WalKeeper {
             files.clear();
         }
         files.extend(retired.iter().map(|r| (r.number, r.file.clone())));
-        for (number, file) in files {
+        let mut files = files.into_iter();
+        while let Some((number, file)) = files.next() {
             if let Err(e) = file.sync() {
                 self.common.state.lock().failed.push(number);
                 self.common.failed_segment.store(number, Ordering::Release);
                 self.common.sync_failures.fetch_add(1, Ordering::Relaxed);
                 first_error.get_or_insert(e);
             }
+            if files.len() > 0 && self.common.options.segments_ahead_max > 1 {
+                // The flusher goes on filling segments meanwhile. What fails here is tried
+                // again, and told, by the next turn.
+                let _ = self.prepare_ahead(SegmentKind::Main);
+            }
         }
         for (kind, number) in std::mem::take(&mut self.recovered) {
             // One descriptor at a time, however many segments there are.
-            match self.common.storage.open(&segment_name(kind, number)).and_then(|f| f.sync()) {
+            let file = self.common.storage.open(&segment_name(kind, number));
+            match file.and_then(|f| f.sync().map(|()| f)) {
+                Ok(file) => self.reseal(kind, number, &*file),
                 Err(e) if e.kind() != io::ErrorKind::NotFound => {
                     self.common.state.lock().failed.push(number);
                     self.common.sync_failures.fetch_add(1, Ordering::Relaxed);
                     first_error.get_or_insert(e);
                 }
-                _ => {}
+                Err(_) => {}
             }
         }
         // Unmapped here, by the thread that may take long.
         drop(retired.into_iter().map(|r| r.owner).collect::<Vec<_>>());
-        if self.common.state.lock().failed.is_empty() {
+        // A segment is power-safe when its name is, too.
+        let named = if self.names_pending { self.publish_manifest() } else { Ok(()) };
+        if let Err(e) = named {
+            first_error.get_or_insert(e);
+        } else if self.common.state.lock().failed.is_empty() {
             self.common.synced_below.store(below, Ordering::Release);
             self.synced_asides = asides;
         }
@@ -136,6 +158,19 @@ impl WalKeeper {
         match first_error {
             Some(e) => Err(e),
             None => checkpoint,
+        }
+    }
+
+    /// Writes the seal of an earlier run's segment whose frames are durable now. Without it the
+    /// next start walks the segment once more, so a failure is no loss.
+    fn reseal(&mut self, kind: SegmentKind, number: u64, file: &dyn StorageFile) {
+        let is_it = |r: &Resealing| r.kind == kind && r.number == number;
+        if let Some(at) = self.reseal.iter().position(is_it)
+            && self.reseal.swap_remove(at).write(file).is_ok()
+            && let Ok(bytes) = file.len()
+            && let Some(live) = self.common.state.lock().live.get_mut(&number)
+        {
+            live.1 = bytes;
         }
     }
 
@@ -155,7 +190,28 @@ impl WalKeeper {
         Ok(())
     }
 
-    /// Prepares a segment if none waits and one is wanted; true when it did.
+    /// Prepares segments while fewer wait than are wanted; true when it did.
+    fn prepare_ahead(&mut self, kind: SegmentKind) -> io::Result<bool> {
+        let mut any = false;
+        while self.prepare(kind)? {
+            any = true;
+        }
+        Ok(any)
+    }
+
+    /// Has the disk begin with what was filled, so that the sync finds little left to do.
+    fn start_writeback(&self) {
+        let full: Vec<_> = {
+            let mut state = self.common.state.lock();
+            let fresh = state.retired.iter_mut().filter(|r| !r.writing);
+            fresh.map(|r| { r.writing = true; r.file.clone() }).collect()
+        };
+        for file in full {
+            file.start_writeback();
+        }
+    }
+
+    /// Prepares a segment if fewer wait than are wanted; true when it did.
     pub(super) fn prepare(&mut self, kind: SegmentKind) -> io::Result<bool> {
         let bytes = match kind {
             SegmentKind::Main => self.common.options.segment_bytes,
@@ -163,20 +219,28 @@ impl WalKeeper {
         };
         {
             let mut state = self.common.state.lock();
-            let wanted = kind == SegmentKind::Main || state.aside_wanted;
-            if !wanted || state.prepared[kind as usize].is_some() {
+            let wanted = match kind {
+                SegmentKind::Main => {
+                    (1 + state.taken_lately).min(self.common.options.segments_ahead_max.max(1))
+                },
+                SegmentKind::SetAside => usize::from(state.aside_wanted),
+            };
+            let waiting = state.prepared[kind as usize].len();
+            if waiting >= wanted {
                 return Ok(false);
             }
             let used: u64 = state.live.values().map(|(_, bytes)| bytes).sum();
             if used + bytes > self.common.wal_bytes_max {
-                state.shortage[kind as usize] = Some(AppendError::Full);
+                if waiting == 0 {
+                    state.shortage[kind as usize] = Some(AppendError::Full);
+                }
                 return Ok(false);
             }
         }
         match self.create(kind, bytes) {
             Ok(prepared) => {
                 let mut state = self.common.state.lock();
-                state.prepared[kind as usize] = Some(prepared);
+                state.prepared[kind as usize].push_back(prepared);
                 state.shortage[kind as usize] = None;
                 if kind == SegmentKind::SetAside {
                     state.aside_wanted = false;
@@ -184,13 +248,20 @@ impl WalKeeper {
                 Ok(true)
             }
             Err(e) => {
-                self.common.state.lock().shortage[kind as usize] =
-                    Some(AppendError::Storage(e.kind()));
+                let mut state = self.common.state.lock();
+                if state.prepared[kind as usize].is_empty() {
+                    state.shortage[kind as usize] = Some(AppendError::Storage(e.kind()));
+                }
                 Err(e)
             }
         }
     }
 
+    /// Makes a segment: blocks allocated, mapped, pages present and writable. Nothing of it is
+    /// synced, so that it never waits for the disk: allocated blocks read as zeroes, what is
+    /// stored counts as power-safe after a sync only, and [`WalKeeper::sync_now`] makes the
+    /// segment's name durable before it says so. (A sync would also protect the pages again,
+    /// and each page's first store then take a fault.)
     fn create(&mut self, kind: SegmentKind, bytes: u64) -> io::Result<Prepared> {
         let number = self.next_number;
         let name = segment_name(kind, number);
@@ -199,21 +270,21 @@ impl WalKeeper {
         self.next_number += 1;
         let mut file = storage.create(&name, bytes)?;
         self.common.state.lock().live.insert(number, (kind, bytes));
-        let made = file
-            .populate(0, bytes)
-            .and_then(|()| file.file().sync())
-            // The manifest must never name a file that a power cut can take back.
-            .and_then(|()| storage.sync_dir())
-            .and_then(|()| self.publish_manifest());
-        if let Err(e) = made {
+        if let Err(e) = populate_all(&mut *file) {
             let _ = storage.unlink(&name);
             self.common.state.lock().live.remove(&number);
             return Err(e);
         }
+        self.names_pending = true;
         Ok(Prepared { number, file, salt: (self.salts)() as u32 })
     }
 
-    pub(super) fn publish_manifest(&self) -> io::Result<()> {
+    /// Stores a manifest of what is there, after the names of new segments are durable: it must
+    /// never name a file that a power cut can take back.
+    pub(super) fn publish_manifest(&mut self) -> io::Result<()> {
+        if self.names_pending {
+            self.common.storage.sync_dir()?;
+        }
         let segments = {
             let state = self.common.state.lock();
             let kept = state.live.iter().filter(|(number, _)| !state.trimmed.contains(number));
@@ -224,7 +295,9 @@ impl WalKeeper {
             next_number: self.next_number,
             segments,
         };
-        manifest.publish(&*self.common.storage)
+        manifest.publish(&*self.common.storage)?;
+        self.names_pending = false;
+        Ok(())
     }
 
     /// Removes trimmed segments, oldest first. Each removal is durable before the next, so
@@ -241,7 +314,7 @@ impl WalKeeper {
         for number in trimmed {
             let kind = self.common.state.lock().live.get(&number).map(|(kind, _)| *kind);
             if let Some(kind) = kind {
-                match self.common.storage.unlink(&segment_name(kind, number)) {
+                match self.take_away(kind, number) {
                     Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
                     _ => {}
                 }
@@ -251,6 +324,7 @@ impl WalKeeper {
             state.live.remove(&number);
             state.trimmed.retain(|n| *n != number);
             state.failed.retain(|n| *n != number);
+            state.keep.retain(|n| *n != number);
             state.retired.retain(|r| r.number != number);
             if state.shortage[0] == Some(AppendError::Full) {
                 state.shortage[0] = None;
@@ -259,6 +333,20 @@ impl WalKeeper {
             self.common.storage.sync_dir()?;
         }
         Ok(unlinked)
+    }
+
+    /// Removes a segment's file; one with bytes that are nowhere else goes to quarantine.
+    fn take_away(&self, kind: SegmentKind, number: u64) -> io::Result<()> {
+        let name = segment_name(kind, number);
+        let keep = {
+            let state = self.common.state.lock();
+            state.keep.contains(&number) || state.bad.iter().any(|b| b.number == number)
+        };
+        if keep {
+            let to = format!("{QUARANTINE_DIR}/{number:016x}.unreadable");
+            return self.common.storage.rename(&name, &to);
+        }
+        self.common.storage.unlink(&name)
     }
 
     fn quarantine(&mut self, report: &mut StepReport) {
@@ -283,6 +371,22 @@ impl WalKeeper {
     }
 }
 
+fn populate_all(file: &mut dyn AppendFile) -> io::Result<()> {
+    let len = file.len();
+    let mut at = 0;
+    while at < len {
+        let step = POPULATE_STEP_BYTES.min(len - at);
+        file.populate(at, step)?;
+        at += step;
+    }
+    Ok(())
+}
+
+/// The name of a range's copy in quarantine.
+pub(super) fn quarantine_name(range: &BadRange, why: &str) -> String {
+    format!("{:016x}-{:x}-{:x}.{why}", range.number, range.from, range.to)
+}
+
 /// Copies a range of a segment to a file of its own in quarantine; false when it is there
 /// already from an earlier start.
 pub(super) fn quarantine_range(
@@ -291,7 +395,7 @@ pub(super) fn quarantine_range(
     range: &BadRange,
     why: &str,
 ) -> io::Result<bool> {
-    let name = format!("{:016x}-{:x}-{:x}.{why}", range.number, range.from, range.to);
+    let name = quarantine_name(range, why);
     if storage.list(QUARANTINE_DIR)?.contains(&name) {
         return Ok(false);
     }

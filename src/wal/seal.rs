@@ -105,22 +105,29 @@ impl Locator {
 
     /// The first good copy in a segment's header area.
     pub fn find(area: &[u8], salt: u32) -> Option<Locator> {
-        LOCATOR_AT.iter().find_map(|at| {
-            let b = area.get(*at as usize..*at as usize + LOCATOR_BYTES)?;
-            let mut crc = crc32fast::Hasher::new_with_initial(salt);
-            crc.update(&b[..at::LOCATOR_CRC]);
-            let locator = Locator {
-                offset: get_u64(b, at::LOCATOR_OFFSET),
-                length: get_u64(b, at::LOCATOR_LEN),
-                next_frame: get_u64(b, at::LOCATOR_NEXT_FRAME),
-                last_lsn: get_u64(b, at::LOCATOR_LAST_LSN),
-            };
-            let holds = crc.finalize() == get_u32(b, at::LOCATOR_CRC);
-            let in_bounds = locator.offset >= HEADER_AREA_BYTES
-                && locator.length > 0
-                && locator.next_frame.max(locator.last_lsn) < NUMBER_LIMIT;
-            (holds && in_bounds).then_some(locator)
-        })
+        LOCATOR_AT.iter().find_map(|at| Locator::decode(area, *at, salt))
+    }
+
+    /// How many of the two copies are good.
+    pub(super) fn copies_good(area: &[u8], salt: u32) -> usize {
+        LOCATOR_AT.iter().filter(|at| Locator::decode(area, **at, salt).is_some()).count()
+    }
+
+    fn decode(area: &[u8], from: u64, salt: u32) -> Option<Locator> {
+        let b = area.get(from as usize..from as usize + LOCATOR_BYTES)?;
+        let mut crc = crc32fast::Hasher::new_with_initial(salt);
+        crc.update(&b[..at::LOCATOR_CRC]);
+        let locator = Locator {
+            offset: get_u64(b, at::LOCATOR_OFFSET),
+            length: get_u64(b, at::LOCATOR_LEN),
+            next_frame: get_u64(b, at::LOCATOR_NEXT_FRAME),
+            last_lsn: get_u64(b, at::LOCATOR_LAST_LSN),
+        };
+        let holds = crc.finalize() == get_u32(b, at::LOCATOR_CRC);
+        let in_bounds = locator.offset >= HEADER_AREA_BYTES
+            && locator.length > 0
+            && locator.next_frame.max(locator.last_lsn) < NUMBER_LIMIT;
+        (holds && in_bounds).then_some(locator)
     }
 }
 
