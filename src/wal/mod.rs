@@ -39,6 +39,7 @@ mod tests;
 mod types;
 mod verdict;
 mod verify;
+mod verify_segment;
 
 pub use checkpoint::{CheckpointData, Manifest, Slot, TopicBooks};
 pub use file_storage::FileStorage;

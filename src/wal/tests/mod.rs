@@ -9,6 +9,7 @@ mod faults;
 mod files;
 mod golden;
 mod log;
+mod repair;
 mod regress;
 mod stops;
 mod verdicts;
