@@ -210,10 +210,10 @@ impl WalKeeper {
     pub fn sync_at_end(&mut self) -> io::Result<()> {
         let first = self.sync_now();
         loop {
-            let before = self.common.state.lock().failed.len();
+            let before = self.unsynced_segments();
             let mut report = StepReport::default();
             self.rewrite_failed(u64::MAX, &mut report);
-            let left = self.common.state.lock().failed.len();
+            let left = self.unsynced_segments();
             if let Some((_, kind)) = report.error {
                 return Err(kind.into());
             }
@@ -224,6 +224,12 @@ impl WalKeeper {
                 return first.and(Err(io::Error::other("a segment whose sync failed is in use")));
             }
         }
+    }
+
+    /// Segments whose sync failed, but those that are about to go.
+    fn unsynced_segments(&self) -> usize {
+        let state = self.common.state.lock();
+        state.failed.iter().filter(|f| !state.trimmed.contains(&f.number)).count()
     }
 
     /// Writes the seal of an earlier run's segment whose frames are durable now. Without it the
