@@ -26,9 +26,8 @@ const THREADS: usize = LANES + 1;
 /// A look that comes no later than this is on time: the policy's margin covers it.
 const ON_TIME_NS: u64 = 20 * MS;
 const DRAIN_LOOKS: u32 = 2_000;
-/// A storm ends when so many segments were made, or after so many ticks.
-const STORM_SEGMENTS: u64 = 4;
-const STORM_TICKS_MAX: u32 = 60;
+/// A storm ends after so many ticks, if no two segments have filled up before.
+const STORM_TICKS_MAX: u32 = 80;
 
 /// One schedule under way.
 pub(super) struct Schedule {
@@ -264,18 +263,23 @@ impl Schedule {
         if self.rng.one_in(2) {
             self.crash_soon();
         }
-        let made = self.disk.counts().created;
-        for _ in 0..STORM_TICKS_MAX {
+        for tick in 0..STORM_TICKS_MAX {
             self.send();
             self.send();
             self.tick()?;
-            if self.disk.counts().created >= made + STORM_SEGMENTS {
+            if tick == STORM_TICKS_MAX / 2 {
+                self.mend_disk();
+            }
+            // Looking is dear, and fails on a disk that is about to be given up.
+            if tick % 4 == 3
+                && let Ok(found) = inspect(&self.disk)
+                && found.iter().filter(|s| s.seal.is_some()).count() > 1
+            {
+                self.has_sealed = true;
                 break;
             }
         }
         self.outside.lock().stalled = stalled;
-        let found = inspect(&self.disk).map_err(|e| e.to_string())?;
-        self.has_sealed |= found.iter().any(|s| s.seal.is_some());
         self.outside_is_well()
     }
 
@@ -432,11 +436,15 @@ impl Schedule {
         }
     }
 
+    fn mend_disk(&mut self) {
+        self.faulty = false;
+        self.disk.set_faults(None);
+        self.disk.set_capacity(None);
+    }
+
     fn break_or_mend_disk(&mut self) {
         if self.faulty || !self.rng.one_in(3) {
-            self.faulty = false;
-            self.disk.set_faults(None);
-            self.disk.set_capacity(None);
+            self.mend_disk();
             return;
         }
         self.tell(|_| "the disk fails".into());
