@@ -46,7 +46,7 @@ pub(super) struct Schedule {
     /// A segment was filled and sealed.
     has_sealed: bool,
     /// What the run that closed said it left: the next one recovers as much.
-    left_in_log: Option<u64>,
+    left_in_log: Option<(u64, u64)>,
     /// When the last look came that found the log willing.
     looked_ns: u64,
     /// Everything accepted until then is final or in the log, whatever crashes.

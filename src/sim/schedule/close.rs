@@ -86,7 +86,8 @@ impl Schedule {
             return self.die(safe_until, false);
         }
         if is_sound {
-            self.left_in_log = Some(books.in_wal);
+            // What a power cut damaged is found, and counted, at every start.
+            self.left_in_log = Some((books.in_wal, books.dropped));
             self.finals_stored = self.finals();
             self.finals_synced = self.finals_stored;
         }
@@ -101,8 +102,8 @@ impl Schedule {
     /// What a run left in the log when it closed, the next one recovers; beside it only what
     /// became final above the watermark.
     pub(super) fn check_left(&mut self, recovered: u64) -> Result<(), Violation> {
-        let Some(left) = self.left_in_log.take() else { return Ok(()) };
-        let most = left + self.setup.in_flight_max_records as u64;
+        let Some((left, damaged)) = self.left_in_log.take() else { return Ok(()) };
+        let most = left + damaged + self.setup.in_flight_max_records as u64;
         if (left..=most).contains(&recovered) {
             return Ok(());
         }
