@@ -114,7 +114,7 @@ impl std::fmt::Debug for Record<'_> {
 }
 
 impl<'a> Record<'a> {
-    fn new(topic: &'a Topic, value: Option<&'a [u8]>) -> Self {
+    pub(crate) fn new(topic: &'a Topic, value: Option<&'a [u8]>) -> Self {
         Record {
             topic,
             key: None,

@@ -72,6 +72,18 @@ impl FileStorage {
         Ok(FileStorage { dir: dir.to_path_buf(), _lock: Some(lock), changed })
     }
 
+    /// Opens an existing directory and takes its lock; makes none.
+    ///
+    /// # Errors
+    /// As [`FileStorage::open`], and when it isn't there.
+    pub fn open_existing(dir: &Path) -> Result<FileStorage, OpenError> {
+        fs::read_dir(dir).map_err(|source| OpenError::Io {
+            what: format!("opening the log's directory {}", dir.display()),
+            source,
+        })?;
+        FileStorage::open(dir)
+    }
+
     /// Opens an existing directory for inspection, beside a process that holds it.
     ///
     /// # Errors

@@ -382,6 +382,11 @@ fn populate_all(file: &mut dyn AppendFile) -> io::Result<()> {
     Ok(())
 }
 
+/// The name of a range's copy in quarantine.
+pub(super) fn quarantine_name(range: &BadRange, why: &str) -> String {
+    format!("{:016x}-{:x}-{:x}.{why}", range.number, range.from, range.to)
+}
+
 /// Copies a range of a segment to a file of its own in quarantine; false when it is there
 /// already from an earlier start.
 pub(super) fn quarantine_range(
@@ -390,7 +395,7 @@ pub(super) fn quarantine_range(
     range: &BadRange,
     why: &str,
 ) -> io::Result<bool> {
-    let name = format!("{:016x}-{:x}-{:x}.{why}", range.number, range.from, range.to);
+    let name = quarantine_name(range, why);
     if storage.list(QUARANTINE_DIR)?.contains(&name) {
         return Ok(false);
     }

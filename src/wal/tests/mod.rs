@@ -8,6 +8,7 @@ mod damage;
 mod files;
 mod golden;
 mod log;
+mod regress;
 mod stops;
 mod verdicts;
 

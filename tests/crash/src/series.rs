@@ -230,7 +230,7 @@ fn count(dir: &Path) -> io::Result<u64> {
     for segment in directory.segments()?.iter().filter(|s| !s.is_set_aside()) {
         directory.walk(segment, |item| {
             if let Item::Record(record) = item {
-                count += u64::from(!directory.is_final(record.lsn));
+                count += u64::from(!directory.is_final(&record.topic, record.lsn));
             }
             true
         })?;
