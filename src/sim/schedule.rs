@@ -45,8 +45,10 @@ pub(super) struct Schedule {
     closes_left: u32,
     /// A segment was filled and sealed.
     has_sealed: bool,
-    /// What the run that closed said it left: the next one recovers as much.
+    /// What the run that closed said it left, at least and at most: the next one recovers that.
     left_in_log: Option<(u64, u64)>,
+    /// Records that this run's recovery found lost.
+    damaged_at_open: u64,
     /// When the last look came that found the log willing.
     looked_ns: u64,
     /// Everything accepted until then is final or in the log, whatever crashes.
@@ -154,6 +156,7 @@ impl Schedule {
             closes_left,
             has_sealed: false,
             left_in_log: None,
+            damaged_at_open: 0,
             looked_ns: 0,
             journal_safe_ns: 0,
             looks: 0,

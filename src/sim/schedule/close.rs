@@ -86,8 +86,9 @@ impl Schedule {
             return self.die(safe_until, false);
         }
         if is_sound {
-            // What a power cut damaged is found, and counted, at every start.
-            self.left_in_log = Some((books.in_wal, books.dropped));
+            // What a power cut damaged may be found, and counted, by each run or by the first.
+            let least = books.in_wal.saturating_sub(self.damaged_at_open);
+            self.left_in_log = Some((least, books.in_wal + books.dropped));
             self.finals_stored = self.finals();
             self.finals_synced = self.finals_stored;
         }
@@ -102,12 +103,12 @@ impl Schedule {
     /// What a run left in the log when it closed, the next one recovers; beside it only what
     /// became final above the watermark.
     pub(super) fn check_left(&mut self, recovered: u64) -> Result<(), Violation> {
-        let Some((left, damaged)) = self.left_in_log.take() else { return Ok(()) };
-        let most = left + damaged + self.setup.in_flight_max_records as u64;
-        if (left..=most).contains(&recovered) {
+        let Some((least, most)) = self.left_in_log.take() else { return Ok(()) };
+        let most = most + self.setup.in_flight_max_records as u64;
+        if (least..=most).contains(&recovered) {
             return Ok(());
         }
-        Err(format!("{left} were left in the log at close, {recovered} are recovered"))
+        Err(format!("{least} to {most} were left in the log at close, {recovered} are recovered"))
     }
 
     /// Whether this schedule's log did what logs do.

@@ -79,6 +79,7 @@ impl Schedule {
             };
             self.tell(|_| format!("opened: {recovery:?}"));
             self.check_left(recovery.records)?;
+            self.damaged_at_open = recovery.damage.records_lost;
             let is_sound = recovery.damage.records_lost == 0;
             // What a power cut damaged is found again at every start.
             if !is_sound && self.coverage.power_cuts == 0 && !self.was_faulty {
