@@ -5,9 +5,11 @@
 
 mod crash;
 mod damage;
+mod faults;
 mod files;
 mod golden;
 mod log;
+mod repair;
 mod regress;
 mod stops;
 mod verdicts;
