@@ -7,7 +7,7 @@
 //! (whole segments).
 //!
 //! Reading order: `storage`, `format`, `segment`, `log`, `verdict`, `cursor`, `reader`,
-//! `recover`, `survey`, `keeper`, `checkpoint`.
+//! `recover`, `survey`, `keeper`, `rewrite`, `checkpoint`.
 
 mod checkpoint;
 mod cursor;
@@ -26,6 +26,7 @@ mod redrive;
 mod repair;
 mod replayed;
 mod reseal;
+mod rewrite;
 mod seal;
 mod segment;
 mod shared;
@@ -56,7 +57,7 @@ pub use seal::{Locator, Seal};
 pub use storage::{AppendFile, Storage, StorageFile};
 pub use verdict::Met;
 pub use types::{
-    AppendError, DamageReport, LogRecord, ReadError, ReadItem, Recovery, SaltSource, WalOptions,
+    AppendError, DamageReport, LogRecord, Oldest, ReadError, ReadItem, Recovery, SaltSource, WalOptions,
     random_salts,
 };
 pub use verify::{bytes_to_verify, verify};
