@@ -121,6 +121,9 @@ pub(super) fn recover(
     }
     let headers =
         [r.headers(SegmentKind::Main, &names[0])?, r.headers(SegmentKind::SetAside, &names[1])?];
+    while names.iter().any(|taken| taken.contains(&r.next_number)) {
+        r.next_number += 1;
+    }
     let ids = headers.iter().flatten().map(|h| h.directory_id);
     let directory_id = elect(ids, manifest.as_ref(), &slots).unwrap_or(new_directory_id);
     let manifest = r.ours(directory_id, manifest, &mut slots);
