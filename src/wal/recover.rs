@@ -121,9 +121,6 @@ pub(super) fn recover(
     }
     let headers =
         [r.headers(SegmentKind::Main, &names[0])?, r.headers(SegmentKind::SetAside, &names[1])?];
-    while names.iter().any(|taken| taken.contains(&r.next_number)) {
-        r.next_number += 1;
-    }
     let ids = headers.iter().flatten().map(|h| h.directory_id);
     let directory_id = elect(ids, manifest.as_ref(), &slots).unwrap_or(new_directory_id);
     let manifest = r.ours(directory_id, manifest, &mut slots);
@@ -178,6 +175,9 @@ pub(super) fn recover(
     if let Some(manifest) = manifest {
         let all_final = checkpoint.as_ref().is_some_and(|c| c.watermark >= c.next_lsn);
         r.missing(&manifest, &names, kept.front().map(|k| k.info.header), watermark, all_final);
+    }
+    while names.iter().any(|taken| taken.contains(&r.next_number)) {
+        r.next_number += 1;
     }
     // What was lost behind the last good record is lost at its segment's end: new segments
     // begin behind it, and a reader counts it whether any comes or not.
