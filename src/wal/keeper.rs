@@ -14,6 +14,8 @@ use std::sync::Arc;
 
 /// Most bytes of one bad range that are copied at a time.
 const COPY_BYTES: u64 = 1 << 20;
+/// Names in a row that may be taken by something that isn't ours.
+const NAMES_TRIED: u32 = 64;
 /// No segment has this number.
 pub(super) const NO_SEGMENT: u64 = u64::MAX;
 
@@ -210,12 +212,21 @@ impl WalKeeper {
     }
 
     fn create(&mut self, kind: SegmentKind, bytes: u64) -> io::Result<Prepared> {
-        let number = self.next_number;
-        let name = segment_name(kind, number);
         let storage = self.common.storage.clone();
-        // A number is used up even when its file can't be made whole.
-        self.next_number += 1;
-        let mut file = storage.create(&name, bytes)?;
+        let mut taken = 0;
+        let (number, name, mut file) = loop {
+            let number = self.next_number;
+            let name = segment_name(kind, number);
+            // A number is used up even when its file can't be made whole.
+            self.next_number += 1;
+            match storage.create(&name, bytes) {
+                // Something that is no file stands there.
+                Err(e) if e.kind() == io::ErrorKind::AlreadyExists && taken < NAMES_TRIED => {
+                    taken += 1;
+                }
+                made => break (number, name, made?),
+            }
+        };
         self.common.state.lock().live.insert(number, (kind, bytes));
         let made = file
             .populate(0, bytes)
@@ -253,7 +264,12 @@ impl WalKeeper {
             return Ok(0);
         }
         self.sync_asides()?;
-        self.publish_manifest()?;
+        match self.publish_manifest() {
+            // Only removing makes room for it. Until it is written it names what has gone, and
+            // recovery knows that for final.
+            Err(e) if is_full(&e) => {}
+            done => done?,
+        }
         trimmed.sort_unstable();
         let mut unlinked = 0;
         for number in trimmed {
@@ -270,6 +286,7 @@ impl WalKeeper {
             state.trimmed.retain(|n| *n != number);
             state.failed.retain(|n| *n != number);
             state.keep.retain(|n| *n != number);
+            state.bad.retain(|b| b.number != number);
             state.retired.retain(|r| r.number != number);
             if state.shortage[0] == Some(AppendError::Full) {
                 state.shortage[0] = None;
@@ -288,7 +305,7 @@ impl WalKeeper {
             state.keep.contains(&number) || state.bad.iter().any(|b| b.number == number)
         };
         if keep {
-            let to = format!("{QUARANTINE_DIR}/{number:016x}.unreadable");
+            let to = format!("{QUARANTINE_DIR}/{number:016x}.kept");
             return self.common.storage.rename(&name, &to);
         }
         self.common.storage.unlink(&name)
@@ -314,6 +331,10 @@ impl WalKeeper {
             }
         }
     }
+}
+
+fn is_full(e: &io::Error) -> bool {
+    matches!(e.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
 /// Copies a range of a segment to a file of its own in quarantine; false when it is there

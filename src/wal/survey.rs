@@ -222,7 +222,7 @@ impl Recoverer<'_> {
             },
         };
         let lost_inside = self.judge_bad(header, &s, place);
-        let (from, to, met) = s.end;
+        let (from, _, met) = s.end;
         place.more = false;
         let unreadable = cursor.is_unreadable(0, u64::MAX);
         if unreadable {

@@ -111,3 +111,43 @@ fn a_crash_during_recovery_is_recovered_from() {
     println!("{tried} crashes during recovery");
     assert!(tried > 3);
 }
+
+#[test]
+fn a_crash_while_an_old_tail_is_sealed_loses_nothing() {
+    let storage = MemoryStorage::new();
+    storage.crash_at(400);
+    let told = script(&storage);
+    let newest = told.appended.last().copied().unwrap_or(0);
+    let first = storage.process_crash_image();
+    let seals = |image: &MemoryStorage| -> u64 {
+        let segments = inspect(image).expect("listed");
+        segments.iter().map(|s| u64::from(s.seal.is_some())).sum()
+    };
+    let before = seals(&first);
+    let (mut processes, mut cuts) = (0, 0);
+    for op in 0.. {
+        let second = first.process_crash_image();
+        second.crash_at(op);
+        let topics = Arc::new(TopicTable::default());
+        let opened = Wal::open(Arc::new(second.clone()), topics, small(), salts(6), 0);
+        let synced = opened.is_ok_and(|(_wal, mut keeper, _)| keeper.sync_now().is_ok());
+        if !second.crashed() {
+            assert!(synced);
+            assert!(seals(&second) > before, "the tail got no seal");
+            let again = open(&second.process_crash_image(), small());
+            assert!(again.wal.segments.iter().all(|s| s.seal.is_some()), "it is walked again");
+            break;
+        }
+        let what = format!("crash at op {op} of the second run");
+        check(&second.process_crash_image(), &told, newest, &what);
+        processes += 1;
+        for seed in 0..8 {
+            let image = second.power_cut_image(op * 31 + seed);
+            let due = told.synced_below.saturating_sub(1);
+            check(&image, &told, due, &format!("{what}, power cut {seed}"));
+            cuts += 1;
+        }
+    }
+    println!("{processes} process crashes, {cuts} power cuts while a tail was sealed");
+    assert!(processes > 15);
+}

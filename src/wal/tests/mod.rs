@@ -3,6 +3,7 @@
 
 #![allow(clippy::print_stdout)]
 
+mod bad_input;
 mod crash;
 mod damage;
 mod files;

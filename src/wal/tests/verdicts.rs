@@ -129,7 +129,7 @@ fn build(scene: &Scene, met: Met, way: usize, place: Place) -> Vec<u8> {
     }
     let mut frame = FrameHeader::decode(&bytes[from..]).expect("a frame");
     let body = bytes[from + FRAME_HEADER_BYTES..from + frame.length as usize].to_vec();
-    let mut write = |bytes: &mut Vec<u8>, frame: &FrameHeader, salt: u32| {
+    let write = |bytes: &mut Vec<u8>, frame: &FrameHeader, salt: u32| {
         bytes[from..from + FRAME_HEADER_BYTES].copy_from_slice(&frame.encode(salt, &[], &body));
     };
     match met {
@@ -243,7 +243,7 @@ fn check(met: Met, way: usize, place: Place, watermark: u64) {
         storage.names().into_iter().filter(|n| n.starts_with("quarantine/")).collect()
     };
     let mut copies = quarantined(&scene.storage);
-    copies.retain(|n| !n.ends_with(".unreadable"));
+    copies.retain(|n| !n.ends_with(".kept"));
     let copied = kept_bytes && met != Met::Unreadable && !below;
     assert_eq!(copies.len(), usize::from(copied), "{what}: {copies:?}");
     if copied {
@@ -271,7 +271,7 @@ fn check(met: Met, way: usize, place: Place, watermark: u64) {
     if met == Met::Unreadable {
         let left = quarantined(&scene.storage);
         assert_eq!(left.len(), 1, "{what}: {left:?}");
-        assert!(left[0].ends_with(".unreadable"), "{what}: {left:?}");
+        assert!(left[0].ends_with(".kept"), "{what}: {left:?}");
     }
 }
 
