@@ -229,9 +229,7 @@ impl Recoverer<'_> {
             self.keep(header.number);
         }
         let kept_whole = match verdict(met, place) {
-            Verdict::Tail(cost) => {
-                !self.tail(header, s.end, cost, place.sealed)
-            }
+            Verdict::Tail(cost) => !self.tail(header, s.end, cost, place.sealed),
             _ => false,
         };
         let cut = !kept_whole && !unreadable;

@@ -64,7 +64,9 @@ fn goes_on(mut open: Open, storage: &MemoryStorage) {
 #[test]
 fn empty_files_are_nothing() {
     let (storage, _) = log_of(60, 7);
-    for name in ["00000000000000a0.wal", "set-aside/00000000000000a1.wal", "checkpoint-0", "manifest"] {
+    for name in
+        ["00000000000000a0.wal", "set-aside/00000000000000a1.wal", "checkpoint-0", "manifest"]
+    {
         storage.put(name, b"");
     }
     let (open, lsns, lost) = reopen_and_read(&storage);
@@ -89,7 +91,14 @@ fn random_bytes_in_every_file_s_place_are_put_aside() {
         assert_eq!((lsns, lost), (all(), 0));
         let damage = &open.recovery.damage;
         assert_eq!((damage.segments_foreign, damage.checkpoints_bad), (2, 2), "{damage:?}");
-        says(&open, &["moved to quarantine/00000000000000a0.", "moved to quarantine/00000000000000a1.", "checkpoint"]);
+        says(
+            &open,
+            &[
+                "moved to quarantine/00000000000000a0.",
+                "moved to quarantine/00000000000000a1.",
+                "checkpoint",
+            ],
+        );
         goes_on(open, &storage);
     }
 }
@@ -98,8 +107,19 @@ fn random_bytes_in_every_file_s_place_are_put_aside() {
 fn a_directory_full_of_foreign_files_is_left_alone() {
     let (storage, _) = log_of(60, 7);
     let mut names: Vec<String> = (0..500).map(|i| format!("photo-{i}.jpeg")).collect();
-    let odd = ["x.wal", "1.wal", "000000000000000G.wal", "00000000000000AB.wal", "0000000000000001.wal.bak",
-        "ffffffffffffffff.wal", "LOCK", "checkpoint-2", "manifest.old", "quarantine/notes", "set-aside/readme.txt"];
+    let odd = [
+        "x.wal",
+        "1.wal",
+        "000000000000000G.wal",
+        "00000000000000AB.wal",
+        "0000000000000001.wal.bak",
+        "ffffffffffffffff.wal",
+        "LOCK",
+        "checkpoint-2",
+        "manifest.old",
+        "quarantine/notes",
+        "set-aside/readme.txt",
+    ];
     names.extend(odd.map(str::to_string));
     for name in &names {
         storage.put(name, name.as_bytes());
@@ -152,7 +172,8 @@ fn copies_of_a_segment_deliver_nothing_twice_and_none_overwrites_another() {
     assert_eq!((lsns, lost), (all(), 0));
     assert_eq!(open.recovery.damage.segments_foreign, 2);
     says(&open, &["a copy, or renamed"]);
-    let quarantine = |tail: &str| storage.contents(&format!("quarantine/{}.foreign{tail}", &names[1][..16]));
+    let quarantine =
+        |tail: &str| storage.contents(&format!("quarantine/{}.foreign{tail}", &names[1][..16]));
     assert_eq!(quarantine("").as_deref(), Some(&b"an earlier find"[..]));
     assert!(quarantine("-2").is_some_and(|b| b == bytes));
     open.wal.trim(Lsn(1_000));
@@ -166,7 +187,8 @@ fn a_checkpoint_ahead_of_the_log_means_that_all_of_it_is_final() {
     let (storage, _) = log_of(60, 7);
     let log = open(&storage, small());
     let mut keeper = log.keeper;
-    let ahead = CheckpointData { watermark: Lsn(5_000), next_lsn: Lsn(6_000), ..Default::default() };
+    let ahead =
+        CheckpointData { watermark: Lsn(5_000), next_lsn: Lsn(6_000), ..Default::default() };
     keeper.store_checkpoint(&ahead).expect("stored");
     let (open, lsns, lost) = reopen_and_read(&storage);
     assert_eq!((lsns, lost), (vec![], 0));
@@ -179,7 +201,8 @@ fn a_checkpoint_ahead_of_the_log_means_that_all_of_it_is_final() {
 fn hints_of_another_directory_skip_nothing_and_miss_nothing() {
     let (other, _) = log_of(60, 99);
     let mut keeper = open_with(&other, small(), salts(99)).keeper;
-    let ahead = CheckpointData { watermark: Lsn(5_000), next_lsn: Lsn(5_000), ..Default::default() };
+    let ahead =
+        CheckpointData { watermark: Lsn(5_000), next_lsn: Lsn(5_000), ..Default::default() };
     for _ in 0..2 {
         keeper.store_checkpoint(&ahead).expect("stored");
         keeper.sync_now().expect("synced");
@@ -193,7 +216,10 @@ fn hints_of_another_directory_skip_nothing_and_miss_nothing() {
     assert_eq!((lsns, lost), (all(), 0));
     let damage = &open.recovery.damage;
     assert_eq!((damage.checkpoints_bad, damage.segments_missing), (2, 0), "{damage:?}");
-    says(&open, &["checkpoint-0: it belongs to another directory", "manifest: it belongs to another"]);
+    says(
+        &open,
+        &["checkpoint-0: it belongs to another directory", "manifest: it belongs to another"],
+    );
     assert_eq!(
         storage.contents("quarantine/checkpoint-1.foreign"),
         other.contents("checkpoint-1"),
@@ -215,7 +241,8 @@ fn hints_of_another_directory_skip_nothing_and_miss_nothing() {
 fn segments_missing_in_the_middle_are_named_and_their_records_counted() {
     let (storage, names) = log_of(200, 7);
     assert!(names.len() >= 7, "{names:?}");
-    let gone: Vec<u64> = [1, 2, 4].iter().flat_map(|i| lsns_of(&storage, &names, *i, 200)).collect();
+    let gone: Vec<u64> =
+        [1, 2, 4].iter().flat_map(|i| lsns_of(&storage, &names, *i, 200)).collect();
     for i in [1, 2, 4] {
         Storage::unlink(&storage, &names[i]).expect("removed");
     }
@@ -315,7 +342,9 @@ fn a_disk_too_full_to_be_cleaned_is_drained_and_cleaned_later() {
         storage.set_faults(Some(Box::new(move |_, op| {
             let fails = match op {
                 StorageOp::Read | StorageOp::Populate => false,
-                StorageOp::Unlink | StorageOp::Rename | StorageOp::SyncDir | StorageOp::Sync => cleaning_fails,
+                StorageOp::Unlink | StorageOp::Rename | StorageOp::SyncDir | StorageOp::Sync => {
+                    cleaning_fails
+                }
                 _ => true,
             };
             count.fetch_add(u64::from(fails), Ordering::Relaxed);
@@ -480,7 +509,9 @@ fn three_thousand_segments_take_a_few_descriptors_and_mappings() {
     }
     assert_eq!(next, RECORDS + 1);
     let files = most.load(Ordering::Relaxed);
-    println!("{segments} segments: {files} files open at once; descriptors {fds} -> {fds_most}, mappings {maps} -> {maps_most} (with the tests beside)");
+    println!(
+        "{segments} segments: {files} files open at once; descriptors {fds} -> {fds_most}, mappings {maps} -> {maps_most} (with the tests beside)"
+    );
     assert!(files <= 4, "{files} files at once");
     // Other tests run beside this one.
     assert!(fds_most < fds + 100 && maps_most < maps + 100);

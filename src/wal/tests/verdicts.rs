@@ -210,8 +210,7 @@ fn check(met: Met, way: usize, place: Place, watermark: u64) {
     let top = if place.last { 20 } else { 30 };
     let gone = if place.more { 15 } else { 20 };
     let is_gone = !matches!(met, Met::Frame | Met::Seal);
-    let due: Vec<u64> =
-        (watermark.max(1)..=top).filter(|n| !(is_gone && *n == gone)).collect();
+    let due: Vec<u64> = (watermark.max(1)..=top).filter(|n| !(is_gone && *n == gone)).collect();
     let (costs, unfinished) = match ruled {
         Verdict::Accept | Verdict::Pass => (0, 0),
         Verdict::End(Cost::Free | Cost::Unknown) | Verdict::Damage(Cost::Free) => (0, 0),
@@ -229,12 +228,22 @@ fn check(met: Met, way: usize, place: Place, watermark: u64) {
     assert_eq!(log.recovery.records, due.len() as u64 + costs, "{what}: {:?}", log.recovery);
     // A sealed segment that doesn't hold the watermark isn't walked at open, but when it is read.
     let walked = !place.sealed || !place.more || (11..=20).contains(&watermark);
-    let seen = walked && !(met == Met::UnknownTopic && place.sealed && !(11..=20).contains(&watermark));
+    let seen =
+        walked && !(met == Met::UnknownTopic && place.sealed && !(11..=20).contains(&watermark));
     assert_eq!(damage.records_lost, if seen { costs } else { 0 }, "{what}: {damage:?}");
-    assert_eq!(damage.findings.is_empty(), !seen || (!kept_bytes && costs == 0), "{what}: {damage:?}");
+    assert_eq!(
+        damage.findings.is_empty(),
+        !seen || (!kept_bytes && costs == 0),
+        "{what}: {damage:?}"
+    );
     let below = met == Met::UnknownTopic && place.sealed && watermark > 20;
     assert_eq!(damage.unfinished_tails, unfinished, "{what}: {damage:?}");
-    let others = (damage.segments_missing, damage.segments_newer, damage.segments_foreign, damage.checkpoints_bad);
+    let others = (
+        damage.segments_missing,
+        damage.segments_newer,
+        damage.segments_foreign,
+        damage.checkpoints_bad,
+    );
     assert_eq!(others, (0, 0, 0, 0), "{what}");
 
     // Nothing bad is gone: it is in quarantine, byte for byte.
@@ -306,16 +315,23 @@ fn every_cell_of_the_recovery_table_does_what_it_says() {
 #[test]
 fn the_table_is_the_one_in_the_documentation() {
     let columns = |met| {
-        let at = |more, is_final, sealed, last| verdict(met, Place { more, sealed, last, is_final });
+        let at =
+            |more, is_final, sealed, last| verdict(met, Place { more, sealed, last, is_final });
         let more = [at(true, false, true, true), at(true, true, true, true)];
-        let end = [at(false, false, true, false), at(false, false, false, false), at(false, false, false, true)];
+        let end = [
+            at(false, false, true, false),
+            at(false, false, false, false),
+            at(false, false, false, true),
+        ];
         more.into_iter().chain(end).collect::<Vec<_>>()
     };
     let free = Verdict::Damage(Cost::Free);
     let numbers = Verdict::Damage(Cost::Numbers);
     for met in all_met() {
         let expected = match met {
-            Met::Frame => [Verdict::Accept, Verdict::Pass, Verdict::Accept, Verdict::Accept, Verdict::Accept],
+            Met::Frame => {
+                [Verdict::Accept, Verdict::Pass, Verdict::Accept, Verdict::Accept, Verdict::Accept]
+            }
             Met::Seal => [Verdict::End(Cost::Free); 5],
             Met::Zeroes | Met::EndOfFile => [
                 numbers,
