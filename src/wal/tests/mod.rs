@@ -7,6 +7,7 @@ mod bad_input;
 mod crash;
 mod damage;
 mod files;
+mod flips;
 mod golden;
 mod log;
 mod verdicts;
