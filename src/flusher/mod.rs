@@ -1,6 +1,6 @@
 //! Owns the flusher: the only place where lanes, sequence, log and sink meet.
 //!
-//! [`Flusher::look`] is one turn: take reports, take records from the lanes, hand over, journal,
+//! `Flusher::look` is one turn: take reports, take records from the lanes, hand over, journal,
 //! release, publish. It has no thread, clock or wait of its own; `run` gives it those, and the
 //! simulator drives it without them. In a healthy run it touches no file.
 
@@ -8,6 +8,8 @@ mod ages;
 mod journal;
 mod produce;
 mod publish;
+#[cfg(test)]
+mod read_tests;
 pub(crate) mod run;
 
 use crate::clock::Clock;

@@ -237,6 +237,7 @@ impl Flusher {
                     reads_again = true;
                 }
                 let admitted = read.lsn >= self.seq.produced();
+                let is_replayed = wal.is_replayed(read.record.topic, read.lsn);
                 if admitted {
                     let receipt = self.receipt_of(read.lsn);
                     self.seq.admit(Backlog {
@@ -248,6 +249,12 @@ impl Flusher {
                     });
                 }
                 match self.seq.next_produce() {
+                    Next::Produce { opaque, lsn, .. } if lsn == read.lsn && is_replayed => {
+                        if let Some(finished) = self.seq.finish(opaque, End::Delivered) {
+                            self.finished(now_ns, finished);
+                        }
+                        Offer::Skip
+                    }
                     Next::Produce { opaque, lsn, .. } if lsn == read.lsn => {
                         let name = self.name(read.record.topic);
                         let result = self.sink.produce(&name, &read.record, opaque);

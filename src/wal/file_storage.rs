@@ -2,6 +2,10 @@
 //!
 //! The directory is 0700, its files 0600. `LOCK` is locked with flock and says who holds it;
 //! the lock goes when the last handle to the storage goes.
+//!
+//! # Orderings
+//! A directory's `changed` is set after a name in it changed, and cleared before the sync: a
+//! change that comes between them is synced once more.
 
 use super::format::{NEWER_DIR, QUARANTINE_DIR, SET_ASIDE_DIR};
 use super::mapping::Mapping;
@@ -13,6 +17,13 @@ use std::io::{self, Read, Seek, Write};
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Zeroes written at a time, where blocks can't be allocated.
+const ZEROES_BYTES: u64 = 64 << 10;
+
+/// The directories that names are in, the log's own first.
+const DIRS: [&str; 4] = ["", SET_ASIDE_DIR, QUARANTINE_DIR, NEWER_DIR];
 
 /// A directory on a local filesystem.
 #[derive(Debug)]
@@ -20,6 +31,8 @@ pub struct FileStorage {
     dir: PathBuf,
     /// Held for the lock; `None` for a reader beside the holder.
     _lock: Option<File>,
+    /// Whether a name in the directory changed since it was synced, by its place in [`DIRS`].
+    changed: [AtomicBool; DIRS.len()],
 }
 
 impl FileStorage {
@@ -46,7 +59,7 @@ impl FileStorage {
             Ok(_) => {}
         }
         let lock = take_lock(dir, fail)?;
-        for name in [SET_ASIDE_DIR, QUARANTINE_DIR, NEWER_DIR] {
+        for name in &DIRS[1..] {
             match DirBuilder::new().mode(0o700).create(dir.join(name)) {
                 Err(e) if e.kind() != io::ErrorKind::AlreadyExists => {
                     return Err(fail("writing (the user needs rwx on it) to", e));
@@ -54,7 +67,21 @@ impl FileStorage {
                 _ => {}
             }
         }
-        Ok(FileStorage { dir: dir.to_path_buf(), _lock: Some(lock) })
+        // What an earlier process renamed may not be durable yet.
+        let changed = DIRS.map(|_| AtomicBool::new(true));
+        Ok(FileStorage { dir: dir.to_path_buf(), _lock: Some(lock), changed })
+    }
+
+    /// Opens an existing directory and takes its lock; makes none.
+    ///
+    /// # Errors
+    /// As [`FileStorage::open`], and when it isn't there.
+    pub fn open_existing(dir: &Path) -> Result<FileStorage, OpenError> {
+        fs::read_dir(dir).map_err(|source| OpenError::Io {
+            what: format!("opening the log's directory {}", dir.display()),
+            source,
+        })?;
+        FileStorage::open(dir)
     }
 
     /// Opens an existing directory for inspection, beside a process that holds it.
@@ -63,7 +90,15 @@ impl FileStorage {
     /// When it isn't there or can't be read.
     pub fn open_read_only(dir: &Path) -> io::Result<FileStorage> {
         fs::read_dir(dir)?;
-        Ok(FileStorage { dir: dir.to_path_buf(), _lock: None })
+        let changed = DIRS.map(|_| AtomicBool::new(false));
+        Ok(FileStorage { dir: dir.to_path_buf(), _lock: None, changed })
+    }
+
+    /// Notes that a name in a file's directory has changed.
+    fn changed(&self, name: &str) {
+        let dir = name.rsplit_once('/').map_or("", |(dir, _)| dir);
+        let at = DIRS.iter().position(|d| *d == dir).unwrap_or(0);
+        self.changed[at].store(true, Ordering::Release);
     }
 
     fn open_with(&self, name: &str, create: bool) -> io::Result<Arc<dyn StorageFile>> {
@@ -75,6 +110,9 @@ impl FileStorage {
             .truncate(false)
             .mode(0o600)
             .open(self.dir.join(name))?;
+        if create {
+            self.changed(name);
+        }
         if !file.metadata()?.is_file() {
             return Err(io::ErrorKind::InvalidInput.into());
         }
@@ -123,6 +161,23 @@ fn take_lock(
     Ok(lock)
 }
 
+/// Gives the file its blocks. Where the filesystem can't do that, zeroes are written.
+fn allocate(file: &File, len: u64) -> io::Result<()> {
+    match rustix::fs::fallocate(file, FallocateFlags::empty(), 0, len) {
+        Err(rustix::io::Errno::OPNOTSUPP) => {
+            let zeroes = vec![0; ZEROES_BYTES.min(len) as usize];
+            let mut at = 0;
+            while at < len {
+                let n = (len - at).min(ZEROES_BYTES);
+                file.write_all_at(&zeroes[..n as usize], at)?;
+                at += n;
+            }
+            Ok(())
+        }
+        done => Ok(done?),
+    }
+}
+
 impl Storage for FileStorage {
     fn list(&self, dir: &str) -> io::Result<Vec<String>> {
         let entries = match fs::read_dir(self.dir.join(dir)) {
@@ -145,9 +200,8 @@ impl Storage for FileStorage {
         let path = self.dir.join(name);
         let file =
             OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&path)?;
-        let made = rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, len)
-            .map_err(io::Error::from)
-            .and_then(|()| Mapping::new(&file, len as usize));
+        self.changed(name);
+        let made = allocate(&file, len).and_then(|()| Mapping::new(&file, len as usize));
         match made {
             Ok(map) => Ok(Box::new(MappedFile { map, file: Arc::new(RealFile { file }) })),
             Err(e) => {
@@ -167,16 +221,27 @@ impl Storage for FileStorage {
     }
 
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
-        fs::rename(self.dir.join(from), self.dir.join(to))
+        fs::rename(self.dir.join(from), self.dir.join(to))?;
+        self.changed(from);
+        self.changed(to);
+        Ok(())
     }
 
     fn unlink(&self, name: &str) -> io::Result<()> {
-        fs::remove_file(self.dir.join(name))
+        fs::remove_file(self.dir.join(name))?;
+        self.changed(name);
+        Ok(())
     }
 
     fn sync_dir(&self) -> io::Result<()> {
-        for dir in ["", SET_ASIDE_DIR, QUARANTINE_DIR, NEWER_DIR] {
-            File::open(self.dir.join(dir))?.sync_all()?;
+        for (dir, changed) in DIRS.iter().zip(&self.changed) {
+            if changed.swap(false, Ordering::AcqRel) {
+                let synced = File::open(self.dir.join(dir)).and_then(|d| d.sync_all());
+                if synced.is_err() {
+                    changed.store(true, Ordering::Release);
+                }
+                synced?;
+            }
         }
         Ok(())
     }
@@ -211,6 +276,14 @@ impl StorageFile for RealFile {
 
     fn sync(&self) -> io::Result<()> {
         self.file.sync_data()
+    }
+
+    fn start_writeback(&self) {
+        use std::os::fd::AsRawFd;
+        // SAFETY: the descriptor is open, and the call takes no pointers.
+        unsafe {
+            libc::sync_file_range(self.file.as_raw_fd(), 0, 0, libc::SYNC_FILE_RANGE_WRITE);
+        }
     }
 
     fn len(&self) -> io::Result<u64> {

@@ -6,7 +6,7 @@ use super::checkpoint::{CheckpointData, CheckpointWriter, Manifest};
 use super::format::{QUARANTINE_DIR, SegmentKind, segment_name};
 use super::reseal::Resealing;
 use super::shared::{BadRange, Common, Prepared};
-use super::storage::{Storage, StorageFile};
+use super::storage::{AppendFile, Storage, StorageFile};
 use super::types::{AppendError, SaltSource};
 use crate::sync::Ordering;
 use std::io;
@@ -16,6 +16,9 @@ use std::sync::Arc;
 const COPY_BYTES: u64 = 1 << 20;
 /// Names in a row that may be taken by something that isn't ours.
 const NAMES_TRIED: u32 = 64;
+/// Pages are made present in steps of this many bytes: while one lasts (about 0.2 ms) nothing
+/// else in the process can change its address space.
+const POPULATE_STEP_BYTES: u64 = 512 << 10;
 /// No segment has this number.
 pub(super) const NO_SEGMENT: u64 = u64::MAX;
 
@@ -27,6 +30,8 @@ pub struct WalKeeper {
     pub(super) checkpoint: CheckpointWriter,
     pub(super) synced_at_ns: Option<u64>,
     pub(super) synced_asides: u64,
+    /// Segments were made whose names aren't durable, nor in the manifest.
+    pub(super) names_pending: bool,
     /// Segments of earlier runs: the process that wrote them may have died before its sync.
     pub(super) recovered: Vec<(SegmentKind, u64)>,
     /// Those of them that get the seal that their run didn't write.
@@ -69,9 +74,10 @@ impl WalKeeper {
     pub fn step(&mut self, now_ns: u64, checkpoint: Option<&CheckpointData>) -> StepReport {
         let mut report = StepReport::default();
         for kind in [SegmentKind::Main, SegmentKind::SetAside] {
-            let done = self.prepare(kind);
+            let done = self.prepare_ahead(kind);
             report.prepared |= report.note("prepare", done) == Some(true);
         }
+        self.start_writeback();
         self.quarantine(&mut report);
         let due = self
             .synced_at_ns
@@ -80,6 +86,7 @@ impl WalKeeper {
             self.synced_at_ns = Some(now_ns);
             let done = self.sync_now();
             report.synced = report.note("sync", done).is_some();
+            self.common.state.lock().taken_lately /= 2;
         }
         if let Some(data) = checkpoint {
             let done = self.store_checkpoint(data);
@@ -112,12 +119,18 @@ impl WalKeeper {
             files.clear();
         }
         files.extend(retired.iter().map(|r| (r.number, r.file.clone())));
-        for (number, file) in files {
+        let mut files = files.into_iter();
+        while let Some((number, file)) = files.next() {
             if let Err(e) = file.sync() {
                 self.common.state.lock().failed.push(number);
                 self.common.failed_segment.store(number, Ordering::Release);
                 self.common.sync_failures.fetch_add(1, Ordering::Relaxed);
                 first_error.get_or_insert(e);
+            }
+            if files.len() > 0 && self.common.options.segments_ahead_max > 1 {
+                // The flusher goes on filling segments meanwhile. What fails here is tried
+                // again, and told, by the next turn.
+                let _ = self.prepare_ahead(SegmentKind::Main);
             }
         }
         for (kind, number) in std::mem::take(&mut self.recovered) {
@@ -135,7 +148,11 @@ impl WalKeeper {
         }
         // Unmapped here, by the thread that may take long.
         drop(retired.into_iter().map(|r| r.owner).collect::<Vec<_>>());
-        if self.common.state.lock().failed.is_empty() {
+        // A segment is power-safe when its name is, too.
+        let named = if self.names_pending { self.publish_manifest() } else { Ok(()) };
+        if let Err(e) = named {
+            first_error.get_or_insert(e);
+        } else if self.common.state.lock().failed.is_empty() {
             self.common.synced_below.store(below, Ordering::Release);
             self.synced_asides = asides;
         }
@@ -175,7 +192,28 @@ impl WalKeeper {
         Ok(())
     }
 
-    /// Prepares a segment if none waits and one is wanted; true when it did.
+    /// Prepares segments while fewer wait than are wanted; true when it did.
+    fn prepare_ahead(&mut self, kind: SegmentKind) -> io::Result<bool> {
+        let mut any = false;
+        while self.prepare(kind)? {
+            any = true;
+        }
+        Ok(any)
+    }
+
+    /// Has the disk begin with what was filled, so that the sync finds little left to do.
+    fn start_writeback(&self) {
+        let full: Vec<_> = {
+            let mut state = self.common.state.lock();
+            let fresh = state.retired.iter_mut().filter(|r| !r.writing);
+            fresh.map(|r| { r.writing = true; r.file.clone() }).collect()
+        };
+        for file in full {
+            file.start_writeback();
+        }
+    }
+
+    /// Prepares a segment if fewer wait than are wanted; true when it did.
     pub(super) fn prepare(&mut self, kind: SegmentKind) -> io::Result<bool> {
         let bytes = match kind {
             SegmentKind::Main => self.common.options.segment_bytes,
@@ -183,20 +221,28 @@ impl WalKeeper {
         };
         {
             let mut state = self.common.state.lock();
-            let wanted = kind == SegmentKind::Main || state.aside_wanted;
-            if !wanted || state.prepared[kind as usize].is_some() {
+            let wanted = match kind {
+                SegmentKind::Main => {
+                    (1 + state.taken_lately).min(self.common.options.segments_ahead_max.max(1))
+                },
+                SegmentKind::SetAside => usize::from(state.aside_wanted),
+            };
+            let waiting = state.prepared[kind as usize].len();
+            if waiting >= wanted {
                 return Ok(false);
             }
             let used: u64 = state.live.values().map(|(_, bytes)| bytes).sum();
             if used + bytes > self.common.wal_bytes_max {
-                state.shortage[kind as usize] = Some(AppendError::Full);
+                if waiting == 0 {
+                    state.shortage[kind as usize] = Some(AppendError::Full);
+                }
                 return Ok(false);
             }
         }
         match self.create(kind, bytes) {
             Ok(prepared) => {
                 let mut state = self.common.state.lock();
-                state.prepared[kind as usize] = Some(prepared);
+                state.prepared[kind as usize].push_back(prepared);
                 state.shortage[kind as usize] = None;
                 if kind == SegmentKind::SetAside {
                     state.aside_wanted = false;
@@ -204,13 +250,20 @@ impl WalKeeper {
                 Ok(true)
             }
             Err(e) => {
-                self.common.state.lock().shortage[kind as usize] =
-                    Some(AppendError::Storage(e.kind()));
+                let mut state = self.common.state.lock();
+                if state.prepared[kind as usize].is_empty() {
+                    state.shortage[kind as usize] = Some(AppendError::Storage(e.kind()));
+                }
                 Err(e)
             }
         }
     }
 
+    /// Makes a segment: blocks allocated, mapped, pages present and writable. Nothing of it is
+    /// synced, so that it never waits for the disk: allocated blocks read as zeroes, what is
+    /// stored counts as power-safe after a sync only, and [`WalKeeper::sync_now`] makes the
+    /// segment's name durable before it says so. (A sync would also protect the pages again,
+    /// and each page's first store then take a fault.)
     fn create(&mut self, kind: SegmentKind, bytes: u64) -> io::Result<Prepared> {
         let storage = self.common.storage.clone();
         let mut taken = 0;
@@ -228,21 +281,21 @@ impl WalKeeper {
             }
         };
         self.common.state.lock().live.insert(number, (kind, bytes));
-        let made = file
-            .populate(0, bytes)
-            .and_then(|()| file.file().sync())
-            // The manifest must never name a file that a power cut can take back.
-            .and_then(|()| storage.sync_dir())
-            .and_then(|()| self.publish_manifest());
-        if let Err(e) = made {
+        if let Err(e) = populate_all(&mut *file) {
             let _ = storage.unlink(&name);
             self.common.state.lock().live.remove(&number);
             return Err(e);
         }
+        self.names_pending = true;
         Ok(Prepared { number, file, salt: (self.salts)() as u32 })
     }
 
-    pub(super) fn publish_manifest(&self) -> io::Result<()> {
+    /// Stores a manifest of what is there, after the names of new segments are durable: it must
+    /// never name a file that a power cut can take back.
+    pub(super) fn publish_manifest(&mut self) -> io::Result<()> {
+        if self.names_pending {
+            self.common.storage.sync_dir()?;
+        }
         let segments = {
             let state = self.common.state.lock();
             let kept = state.live.iter().filter(|(number, _)| !state.trimmed.contains(number));
@@ -253,7 +306,9 @@ impl WalKeeper {
             next_number: self.next_number,
             segments,
         };
-        manifest.publish(&*self.common.storage)
+        manifest.publish(&*self.common.storage)?;
+        self.names_pending = false;
+        Ok(())
     }
 
     /// Removes trimmed segments, oldest first. Each removal is durable before the next, so
@@ -337,6 +392,22 @@ fn is_full(e: &io::Error) -> bool {
     matches!(e.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
+fn populate_all(file: &mut dyn AppendFile) -> io::Result<()> {
+    let len = file.len();
+    let mut at = 0;
+    while at < len {
+        let step = POPULATE_STEP_BYTES.min(len - at);
+        file.populate(at, step)?;
+        at += step;
+    }
+    Ok(())
+}
+
+/// The name of a range's copy in quarantine.
+pub(super) fn quarantine_name(range: &BadRange, why: &str) -> String {
+    format!("{:016x}-{:x}-{:x}.{why}", range.number, range.from, range.to)
+}
+
 /// Copies a range of a segment to a file of its own in quarantine; false when it is there
 /// already from an earlier start.
 pub(super) fn quarantine_range(
@@ -345,7 +416,7 @@ pub(super) fn quarantine_range(
     range: &BadRange,
     why: &str,
 ) -> io::Result<bool> {
-    let name = format!("{:016x}-{:x}-{:x}.{why}", range.number, range.from, range.to);
+    let name = quarantine_name(range, why);
     if storage.list(QUARANTINE_DIR)?.contains(&name) {
         return Ok(false);
     }

@@ -7,7 +7,9 @@ use super::reader::SegmentInfo;
 use super::segment::{SegmentError, SegmentWriter};
 use super::shared::{Common, Retired};
 use super::types::AppendError;
-use crate::record::{LogPosition, Lsn, RecordView};
+use super::replayed::Replayed;
+use super::storage::Storage;
+use crate::record::{LogPosition, Lsn, RecordView, TopicId};
 use crate::sync::Ordering;
 use crate::topics::TopicTable;
 use std::collections::VecDeque;
@@ -19,6 +21,8 @@ pub struct Wal {
     pub(super) topics: Arc<TopicTable>,
     /// Segments that take no more, oldest first.
     pub(super) segments: VecDeque<SegmentInfo>,
+    /// Where the backlog of earlier runs begins, and the frame number that is due there.
+    pub(super) backlog: Option<(LogPosition, u64)>,
     /// The segments that take records, by kind.
     pub(super) active: [Option<SegmentWriter>; 2],
     /// The frame number that a new segment begins with, by kind.
@@ -28,6 +32,8 @@ pub struct Wal {
     /// The cursor of `read_at`.
     pub(super) random: Option<Cursor>,
     pub(super) unix_ms: i64,
+    /// Topics of which an earlier replay delivered everything below an LSN.
+    pub(super) replayed: Vec<(TopicId, u64)>,
 }
 
 /// Sizes and counts of the log, for gauges.
@@ -45,6 +51,8 @@ pub struct WalStats {
     pub appended_below: Lsn,
     /// Syncs that failed.
     pub sync_failures: u64,
+    /// Times that an append needed a segment and none was ready.
+    pub segment_waits: u64,
     /// Bad ranges copied to quarantine since open.
     pub ranges_quarantined: u64,
 }
@@ -141,10 +149,15 @@ impl Wal {
         let k = kind as usize;
         let prepared = {
             let mut state = self.common.state.lock();
-            let Some(prepared) = state.prepared[k].take() else {
+            let Some(prepared) = state.prepared[k].pop_front() else {
                 state.aside_wanted |= kind == SegmentKind::SetAside;
-                return Err(state.shortage[k].unwrap_or(AppendError::NotReady));
+                let why = state.shortage[k].unwrap_or(AppendError::NotReady);
+                if kind == SegmentKind::Main && why == AppendError::NotReady {
+                    self.common.segment_waits.fetch_add(1, Ordering::Relaxed);
+                }
+                return Err(why);
             };
+            state.taken_lately += usize::from(kind == SegmentKind::Main);
             prepared
         };
         self.retire(kind);
@@ -197,7 +210,7 @@ impl Wal {
         let (number, file) = (writer.header.number, writer.file.file());
         let mut state = self.common.state.lock();
         state.active[k] = None;
-        state.retired.push(Retired { number, file, owner: writer.file });
+        state.retired.push(Retired { number, file, owner: writer.file, writing: false });
     }
 
     /// Seals what is open, so that the next start needs no scan. Appends may follow.
@@ -216,6 +229,24 @@ impl Wal {
                 self.common.state.lock().trimmed.push(done.header.number);
             }
         }
+    }
+
+    /// Whether a replay of selected topics delivered this record before the log was opened.
+    #[must_use]
+    pub fn is_replayed(&self, topic: TopicId, lsn: Lsn) -> bool {
+        self.replayed.iter().any(|(id, below)| *id == topic && lsn.0 < *below)
+    }
+
+    /// What an earlier replay left, to be gone on with.
+    pub(super) fn replayed_before(&self, storage: &dyn Storage) -> Replayed {
+        let directory_id = self.common.directory_id;
+        let fresh = Replayed { directory_id, ..Replayed::default() };
+        Replayed::read(storage).filter(|r| r.directory_id == directory_id).unwrap_or(fresh)
+    }
+
+    /// Hands a set-aside segment to the keeper to be removed: all in it is final.
+    pub(super) fn discard(&mut self, number: u64) {
+        self.common.state.lock().trimmed.push(number);
     }
 
     /// Wall-clock time for the headers of segments to come.
@@ -245,6 +276,7 @@ impl Wal {
             synced_below: self.synced_below(),
             appended_below: Lsn(self.common.appended_below.load(Ordering::Acquire)),
             sync_failures: self.common.sync_failures.load(Ordering::Relaxed),
+            segment_waits: self.common.segment_waits.load(Ordering::Relaxed),
             ranges_quarantined: self.common.ranges_quarantined.load(Ordering::Relaxed),
         }
     }

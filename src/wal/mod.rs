@@ -12,6 +12,7 @@
 mod checkpoint;
 mod cursor;
 mod file_storage;
+mod findings;
 pub mod format;
 mod inspect;
 mod keeper;
@@ -21,6 +22,9 @@ mod memory_storage;
 mod open;
 mod reader;
 mod recover;
+mod redrive;
+mod repair;
+mod replayed;
 mod reseal;
 mod seal;
 mod segment;
@@ -31,21 +35,29 @@ mod survey;
 mod tests;
 mod types;
 mod verdict;
+mod verify;
 
-pub use checkpoint::{CheckpointData, TopicBooks};
+pub use checkpoint::{CheckpointData, Manifest, Slot, TopicBooks};
 pub use file_storage::FileStorage;
-pub use format::{FrameHeader, FrameKind, SegmentHeader, SegmentKind, SetAsideNote};
+pub use findings::{Finding, Verification, Weight};
+pub use format::{
+    FrameHeader, FrameKind, HeaderVerdict, SegmentHeader, SegmentKind, SetAsideNote,
+};
 pub use inspect::{FrameWalk, Inspected, SegmentSummary, inspect, inspect_checkpoint};
 pub use keeper::{StepReport, WalKeeper};
 pub use log::{Wal, WalStats};
-pub use memory_storage::{FaultPlan, MemoryStorage, StorageOp};
+pub use memory_storage::{FaultPlan, MemoryStorage, StorageCounts, StorageOp};
 pub use reader::Reader;
-pub use seal::Seal;
+pub use redrive::Orphan;
+pub use repair::{Repaired, plan, repair};
+pub use replayed::Replayed;
+pub use seal::{Locator, Seal};
 pub use storage::{AppendFile, Storage, StorageFile};
 pub use verdict::Met;
 pub use types::{
     AppendError, DamageReport, LogRecord, ReadError, ReadItem, Recovery, SaltSource, WalOptions,
     random_salts,
 };
+pub use verify::{bytes_to_verify, verify};
 
 use format::segment_name;

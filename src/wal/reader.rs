@@ -90,7 +90,8 @@ impl Wal {
     /// A reader that begins at `from`; where that is gone, at the first record behind it.
     #[must_use]
     pub fn reader(&self, from: LogPosition) -> Reader {
-        Reader::new(from)
+        let due = self.backlog.filter(|(at, _)| *at == from).map(|(_, due)| due);
+        Reader { expect: due, ..Reader::new(from) }
     }
 
     /// What comes next. The record's bytes can be used until the next call.

@@ -11,7 +11,7 @@
 //! | met | verdict |
 //! |---|---|
 //! | good header, good locator and seal | known without a walk |
-//! | good header, no seal | walked to its end; what stands behind the last frame is cut off; sealed by the keeper |
+//! | good header, no seal | walked to its end; what stands behind the last frame is cut off; sealed by the keeper if it is whole |
 //! | good header, locator without its seal (cut file) | walked; the locator says how many records are gone |
 //! | every byte zero | prepared and never used: emptied, and removed by the keeper |
 //! | header area zero, bytes behind it; or a bad header and no byte behind it | unfinished: moved to quarantine |
@@ -47,11 +47,16 @@ use std::sync::Arc;
 const FINDINGS_MAX: usize = 100;
 /// Numbers at or above this are nobody's: they leave no room to go on from.
 pub(super) const NUMBER_MAX: u64 = u64::MAX / 2;
+/// A higher number is believed of a segment's own header only, not of a file's name or of the
+/// manifest: so that no stray file makes the numbers run out.
+const NUMBER_BELIEVED_MAX: u64 = u64::MAX / 4;
 
 /// What opening leaves for the two halves.
 pub(super) struct Opened {
     pub segments: VecDeque<SegmentInfo>,
     pub recovery: Recovery,
+    /// The frame number that is due where the backlog begins.
+    pub backlog_frame: u64,
     pub directory_id: u64,
     pub next_number: u64,
     pub next_frame: [u64; 2],
@@ -76,6 +81,8 @@ pub(super) struct Recoverer<'a> {
     /// Files that were moved away whole, now or earlier.
     apart: Vec<u64>,
     next_number: u64,
+    /// Main segments without a byte that isn't zero.
+    zeroed: Vec<u64>,
 }
 
 pub(super) fn recover(
@@ -95,6 +102,7 @@ pub(super) fn recover(
         trimmed: Vec::new(),
         apart: Vec::new(),
         next_number: 1,
+        zeroed: Vec::new(),
     };
     let names = [r.numbers("")?, r.numbers(SET_ASIDE_DIR)?];
     for dir in [QUARANTINE_DIR, NEWER_DIR] {
@@ -116,6 +124,7 @@ pub(super) fn recover(
     let ids = headers.iter().flatten().map(|h| h.directory_id);
     let directory_id = elect(ids, manifest.as_ref(), &slots).unwrap_or(new_directory_id);
     let manifest = r.ours(directory_id, manifest, &mut slots);
+    r.judge_zeroed(headers[0].last().map_or(0, |h| h.number));
     let generation = slots.iter().flatten().map(|s| s.generation).max().unwrap_or(0);
     let newest_slot =
         slots.iter().position(|s| s.as_ref().is_some_and(|s| s.generation == generation));
@@ -173,12 +182,13 @@ pub(super) fn recover(
         last.info.next_frame = next_frame[SegmentKind::Main as usize];
     }
     let mut recovery = Recovery { next_lsn: Lsn(next_lsn), ..Recovery::default() };
-    r.backlog(&mut kept, watermark, &mut recovery);
+    let backlog_frame = r.backlog(&mut kept, watermark, &mut recovery);
     recovery.checkpoint = checkpoint;
     recovery.damage = r.damage;
     Ok(Opened {
         segments: kept.into_iter().map(|k| k.info).collect(),
         recovery,
+        backlog_frame,
         directory_id,
         next_number: r.next_number,
         next_frame,
@@ -240,7 +250,7 @@ impl Recoverer<'_> {
     /// Numbers of the segments in a directory, ascending. Other files are left alone.
     fn numbers(&mut self, dir: &str) -> io::Result<Vec<u64>> {
         let names = self.storage.list(dir)?;
-        let used = names.iter().filter_map(|n| number_of(n)).filter(|n| *n < NUMBER_MAX);
+        let used = names.iter().filter_map(|n| number_of(n)).filter(|n| *n < NUMBER_BELIEVED_MAX);
         self.next_number = used.map(|n| n + 1).fold(self.next_number, u64::max);
         let mut numbers: Vec<u64> = names
             .iter()
@@ -277,6 +287,7 @@ impl Recoverer<'_> {
         match SegmentHeader::judge(&area[..read]) {
             HeaderVerdict::Good(header) if header.number == number && header.kind == kind => {
                 self.live.insert(number, (kind, len));
+                self.next_number = self.next_number.max(number + 1);
                 return Ok(Some(header));
             }
             HeaderVerdict::Good(header) => {
@@ -294,6 +305,9 @@ impl Recoverer<'_> {
                 let _ = file.truncate(0);
                 self.live.insert(number, (kind, 0));
                 self.trimmed.push(number);
+                if kind == SegmentKind::Main {
+                    self.zeroed.push(number);
+                }
             }
             HeaderVerdict::Unused => {
                 self.damage.unfinished_tails += 1;
@@ -405,6 +419,19 @@ impl Recoverer<'_> {
         self.say(format!("{name}: it belongs to another directory and isn't used; {done}"));
     }
 
+    /// Tells a segment that was emptied from one that was never used: they are used in order. A
+    /// power cut may do that to what wasn't synced; what is missing the next segment tells.
+    fn judge_zeroed(&mut self, newest_used: u64) {
+        for number in std::mem::take(&mut self.zeroed) {
+            if number < newest_used {
+                self.damage.unfinished_tails += 1;
+                self.say(format!(
+                    "segment {number:016x}: empty, or zeroes from end to end, and a later one was used: a power cut took what wasn't synced, or somebody emptied it"
+                ));
+            }
+        }
+    }
+
     /// Counts what the manifest names and nobody has.
     fn missing(
         &mut self,
@@ -414,7 +441,7 @@ impl Recoverer<'_> {
         watermark: u64,
         all_final: bool,
     ) {
-        self.next_number = self.next_number.max(manifest.next_number.min(NUMBER_MAX));
+        self.next_number = self.next_number.max(manifest.next_number.min(NUMBER_BELIEVED_MAX));
         for &(number, kind) in &manifest.segments {
             let is_there = names.iter().any(|n| n.binary_search(&number).is_ok());
             if is_there || self.apart.contains(&number) {
@@ -435,10 +462,15 @@ impl Recoverer<'_> {
         }
     }
 
-    /// Counts what a reader from the watermark will yield.
-    fn backlog(&mut self, kept: &mut VecDeque<Known>, watermark: u64, to: &mut Recovery) {
+    /// Counts what a reader from the watermark will yield. Returns the frame number due there.
+    fn backlog(
+        &mut self,
+        kept: &mut VecDeque<Known>,
+        watermark: u64,
+        to: &mut Recovery,
+    ) -> u64 {
         let next_base = kept.get(1).map(|k| k.info.header.base_lsn);
-        let Some(first) = kept.front_mut() else { return };
+        let Some(first) = kept.front_mut() else { return 0 };
         let header = first.info.header;
         let at_start = || Begin {
             offset: HEADER_AREA_BYTES,
@@ -499,11 +531,12 @@ impl Recoverer<'_> {
             let behind = || kept.iter().skip(1).find_map(|k| k.first_lsn);
             to.first_lsn = begin.first_lsn.or_else(behind).map(Lsn);
         }
+        begin.due
     }
 }
 
 /// Whether a file's bytes from `at` on are all zero.
-fn is_zero(file: &dyn StorageFile, mut at: u64, len: u64) -> io::Result<bool> {
+pub(super) fn is_zero(file: &dyn StorageFile, mut at: u64, len: u64) -> io::Result<bool> {
     let mut buf = vec![0; len.min(256 << 10) as usize];
     while at < len {
         let read = file.read_at(at, &mut buf)?;

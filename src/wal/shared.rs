@@ -13,7 +13,7 @@ use super::storage::{AppendFile, Storage, StorageFile};
 use super::types::{AppendError, WalOptions};
 use crate::sync::{AtomicU64, Ordering};
 use parking_lot::Mutex;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 /// A segment that waits to be used: allocated, present in memory, mapped, all zero.
@@ -29,6 +29,8 @@ pub(super) struct Retired {
     pub file: Arc<dyn StorageFile>,
     /// Unmapped by the keeper, since that takes long.
     pub owner: Box<dyn AppendFile>,
+    /// The disk has been told to begin with it.
+    pub writing: bool,
 }
 
 /// A range that a reader found bad, to be copied to quarantine by the keeper.
@@ -40,7 +42,9 @@ pub(super) struct BadRange {
 
 #[derive(Default)]
 pub(super) struct State {
-    pub prepared: [Option<Prepared>; 2],
+    pub prepared: [VecDeque<Prepared>; 2],
+    /// Main segments that were taken lately: says how many to prepare ahead.
+    pub taken_lately: usize,
     pub aside_wanted: bool,
     /// Why there is no prepared segment.
     pub shortage: [Option<AppendError>; 2],
@@ -70,6 +74,8 @@ pub(super) struct Common {
     /// The segment whose sync failed last; the flusher leaves it.
     pub failed_segment: AtomicU64,
     pub sync_failures: AtomicU64,
+    /// Times that the flusher needed a segment and none was ready.
+    pub segment_waits: AtomicU64,
     pub ranges_quarantined: AtomicU64,
 }
 

@@ -48,6 +48,10 @@ pub trait StorageFile: Send + Sync {
     /// Makes everything written before the call durable, through the mapping or not.
     fn sync(&self) -> io::Result<()>;
 
+    /// Has the disk begin with what was written, without waiting. A hint: it promises nothing,
+    /// and what goes wrong is told by the next sync.
+    fn start_writeback(&self) {}
+
     /// The file's length.
     fn len(&self) -> io::Result<u64>;
 

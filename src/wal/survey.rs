@@ -404,6 +404,11 @@ impl Recoverer<'_> {
         topics: &LocalTopics,
         (next_frame, last_lsn): (u64, Option<u64>),
     ) {
+        if s.records != next_frame - header.first_frame {
+            // A seal counts every record of its segment. What is damaged stays without one, and
+            // is told at each start.
+            return;
+        }
         let counts = s.counts.iter().copied().chain(std::iter::repeat(0));
         let names: Option<Vec<_>> =
             topics.iter().zip(counts).map(|(id, n)| Some((self.topics.name((*id)?)?, n))).collect();

@@ -20,6 +20,9 @@ pub struct WalOptions {
     pub log_id: u32,
     /// Longest time that appended bytes stay unsynced.
     pub sync_interval_ns: u64,
+    /// Most main segments that wait for the flusher, however fast it takes them. In quiet
+    /// times one waits.
+    pub segments_ahead_max: usize,
     /// Bytes that a reader asks for at once.
     pub read_buffer_bytes: usize,
 }
@@ -33,6 +36,7 @@ impl Default for WalOptions {
             record_bytes_max: 1_000_000,
             log_id: 0,
             sync_interval_ns: 500_000_000,
+            segments_ahead_max: 4,
             read_buffer_bytes: 256 << 10,
         }
     }

@@ -17,6 +17,8 @@ fn log_of(n: u64, seed: u64) -> (MemoryStorage, Vec<String>) {
     for n in 1..=n {
         append_helped(&mut log, n);
     }
+    // The manifest names the segments from now on.
+    log.keeper.sync_now().expect("synced");
     drop(log);
     let is_used = |n: &String| storage.contents(n).is_some_and(|b| b.iter().any(|b| *b != 0));
     let names = storage.names().into_iter().filter(|n| n.ends_with(".wal") && is_used(n));

@@ -181,8 +181,10 @@ impl Sample {
                         next += 1;
                     }
                     let good = &self.frames[next];
-                    let same = good.at == at && good.frame == frame
-                        && (frame.kind == FrameKind::Void || cursor.frame_bytes(at, &frame) == good.bytes);
+                    let same = good.at == at
+                        && good.frame == frame
+                        && (frame.kind == FrameKind::Void
+                            || cursor.frame_bytes(at, &frame) == good.bytes);
                     assert!(same, "byte {byte}: a frame that was never written");
                     next += 1;
                     if frame.is_record() && hit.is_some_and(|hit| next > hit + 1) {
@@ -196,7 +198,10 @@ impl Sample {
                     noticed = true;
                     let gone = hit.filter(|i| self.frames[*i].frame.is_record());
                     assert!(from <= byte && byte < to, "byte {byte}: {from} to {to}");
-                    assert!(lost.is_none_or(|n| n == u64::from(gone.is_some())), "byte {byte}: {lost:?}");
+                    assert!(
+                        lost.is_none_or(|n| n == u64::from(gone.is_some())),
+                        "byte {byte}: {lost:?}"
+                    );
                 }
                 Found::End { from, to, .. } => {
                     noticed |= to > from;

@@ -90,6 +90,7 @@ fn make_shapes() -> MemoryStorage {
         }
     }
     log.wal.seal();
+    log.keeper.sync_now().expect("synced");
     storage
 }
 
