@@ -15,6 +15,8 @@ use std::sync::Arc;
 
 /// Most bytes of one bad range that are copied at a time.
 const COPY_BYTES: u64 = 1 << 20;
+/// Names in a row that may be taken by something that isn't ours.
+const NAMES_TRIED: u32 = 64;
 /// Pages are made present in steps of this many bytes: while one lasts (about 0.2 ms) nothing
 /// else in the process can change its address space.
 const POPULATE_STEP_BYTES: u64 = 512 << 10;
@@ -343,12 +345,20 @@ impl WalKeeper {
     /// segment's name durable before it says so. (A sync would also protect the pages again,
     /// and each page's first store then take a fault.)
     fn create(&mut self, kind: SegmentKind, bytes: u64) -> io::Result<Prepared> {
-        let number = self.next_number;
-        let name = segment_name(kind, number);
         let storage = self.common.storage.clone();
-        // A number is used up even when its file can't be made whole.
-        self.next_number += 1;
-        let mut file = storage.create(&name, bytes)?;
+        let mut taken = 0;
+        let (number, mut file) = loop {
+            let number = self.next_number;
+            // A number is used up even when its file can't be made whole.
+            self.next_number += 1;
+            match storage.create(&segment_name(kind, number), bytes) {
+                // Something that is no file stands there.
+                Err(e) if e.kind() == io::ErrorKind::AlreadyExists && taken < NAMES_TRIED => {
+                    taken += 1;
+                }
+                made => break (number, made?),
+            }
+        };
         self.common.state.lock().live.insert(number, (kind, bytes));
         if let Err(e) = populate_all(&mut *file) {
             self.unmade = Some((kind, number));
@@ -414,6 +424,7 @@ impl WalKeeper {
             state.trimmed.retain(|n| *n != number);
             state.failed.retain(|f| f.number != number);
             state.keep.retain(|n| *n != number);
+            state.bad.retain(|b| b.number != number);
             state.retired.retain(|r| r.number != number);
             // There may be room now: the next turn finds out.
             state.shortage = [None, None];
@@ -434,7 +445,7 @@ impl WalKeeper {
             state.keep.contains(&number) || state.bad.iter().any(|b| b.number == number)
         };
         if keep {
-            let to = format!("{QUARANTINE_DIR}/{number:016x}.unreadable");
+            let to = format!("{QUARANTINE_DIR}/{number:016x}.kept");
             return self.common.storage.rename(&name, &to);
         }
         self.common.storage.unlink(&name)

@@ -11,7 +11,7 @@
 //! | met | verdict |
 //! |---|---|
 //! | good header, good locator and seal | known without a walk |
-//! | good header, no seal | walked to its end; what stands behind the last frame is cut off; sealed by the keeper |
+//! | good header, no seal | walked to its end; what stands behind the last frame is cut off; sealed by the keeper if it is whole |
 //! | good header, locator without its seal (cut file) | walked; the locator says how many records are gone |
 //! | every byte zero | prepared and never used: emptied, and removed by the keeper |
 //! | header area zero, bytes behind it; or a bad header and no byte behind it | unfinished: moved to quarantine |

@@ -3,7 +3,6 @@
 
 use super::format::{SET_ASIDE_DIR, SegmentKind, segment_name};
 use super::keeper::WalKeeper;
-use super::storage::Storage;
 use super::types::is_full;
 use std::io;
 

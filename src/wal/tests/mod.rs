@@ -3,10 +3,12 @@
 
 #![allow(clippy::print_stdout)]
 
+mod bad_input;
 mod crash;
 mod damage;
 mod faults;
 mod files;
+mod flips;
 mod golden;
 mod log;
 mod repair;
