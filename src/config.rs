@@ -35,6 +35,7 @@ pub(crate) struct Config {
     /// `None`: 64 MiB, less where the disk is small.
     pub(crate) segment_bytes: Option<usize>,
     pub(crate) wal_max_bytes: Option<u64>,
+    pub(crate) sigbus_guard: bool,
     pub(crate) receipts_max: usize,
     pub(crate) stall_timeout: Duration,
     pub(crate) topic_grace: Duration,
@@ -63,6 +64,7 @@ impl Default for Config {
             lane_slots: 65_536,
             segment_bytes: None,
             wal_max_bytes: None,
+            sigbus_guard: true,
             receipts_max: 65_536,
             stall_timeout: Duration::from_secs(60),
             topic_grace: Duration::from_secs(10),
@@ -94,6 +96,7 @@ impl fmt::Debug for Config {
             .field("lane_slots", &self.lane_slots)
             .field("segment_bytes", &self.segment_bytes)
             .field("wal_max_bytes", &self.wal_max_bytes)
+            .field("sigbus_guard", &self.sigbus_guard)
             .field("receipts_max", &self.receipts_max)
             .field("stall_timeout", &self.stall_timeout)
             .field("topic_grace", &self.topic_grace)

@@ -31,6 +31,7 @@ pub struct FileStorage {
     dir: PathBuf,
     /// Held for the lock; `None` for a reader beside the holder.
     _lock: Option<File>,
+    sigbus_guard: bool,
     /// Whether a name in the directory changed since it was synced, by its place in [`DIRS`].
     changed: [AtomicBool; DIRS.len()],
 }
@@ -69,7 +70,15 @@ impl FileStorage {
         }
         // What an earlier process renamed may not be durable yet.
         let changed = DIRS.map(|_| AtomicBool::new(true));
-        Ok(FileStorage { dir: dir.to_path_buf(), _lock: Some(lock), changed })
+        Ok(FileStorage { dir: dir.to_path_buf(), _lock: Some(lock), sigbus_guard: true, changed })
+    }
+
+    /// Whether the mappings of segments to come are guarded against SIGBUS: a handler for that
+    /// signal, chained to the one before it, is installed once for the process. On by default.
+    #[must_use]
+    pub fn with_sigbus_guard(mut self, on: bool) -> FileStorage {
+        self.sigbus_guard = on;
+        self
     }
 
     /// Opens an existing directory for inspection, beside a process that holds it.
@@ -79,7 +88,7 @@ impl FileStorage {
     pub fn open_read_only(dir: &Path) -> io::Result<FileStorage> {
         fs::read_dir(dir)?;
         let changed = DIRS.map(|_| AtomicBool::new(false));
-        Ok(FileStorage { dir: dir.to_path_buf(), _lock: None, changed })
+        Ok(FileStorage { dir: dir.to_path_buf(), _lock: None, sigbus_guard: false, changed })
     }
 
     /// Notes that a name in a file's directory has changed.
@@ -104,7 +113,7 @@ impl FileStorage {
         if !file.metadata()?.is_file() {
             return Err(io::ErrorKind::InvalidInput.into());
         }
-        Ok(Arc::new(RealFile { file }))
+        Ok(Arc::new(RealFile { file, lost: Arc::default() }))
     }
 }
 
@@ -189,9 +198,13 @@ impl Storage for FileStorage {
         let file =
             OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&path)?;
         self.changed(name);
-        let made = allocate(&file, len).and_then(|()| Mapping::new(&file, len as usize));
+        let made = allocate(&file, len)
+            .and_then(|()| Mapping::new(&file, len as usize, self.sigbus_guard));
         match made {
-            Ok(map) => Ok(Box::new(MappedFile { map, file: Arc::new(RealFile { file }) })),
+            Ok(map) => {
+                let file = Arc::new(RealFile { file, lost: map.lost() });
+                Ok(Box::new(MappedFile { map, file }))
+            }
             Err(e) => {
                 // What can't be allocated must not stay behind as a hole.
                 let _ = fs::remove_file(&path);
@@ -242,6 +255,8 @@ impl Storage for FileStorage {
 
 struct RealFile {
     file: File,
+    /// A store through the mapping went nowhere.
+    lost: Arc<AtomicBool>,
 }
 
 impl StorageFile for RealFile {
@@ -263,7 +278,12 @@ impl StorageFile for RealFile {
     }
 
     fn sync(&self) -> io::Result<()> {
-        self.file.sync_data()
+        self.file.sync_data()?;
+        if self.lost.load(Ordering::Acquire) {
+            // What was appended may not be in the file, however well it was synced.
+            return Err(io::Error::other("a page of it was taken away (SIGBUS)"));
+        }
+        Ok(())
     }
 
     fn start_writeback(&self) {

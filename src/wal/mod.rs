@@ -12,6 +12,7 @@ mod checkpoint;
 mod cursor;
 mod file_storage;
 pub mod format;
+mod guard;
 mod inspect;
 mod keeper;
 mod log;

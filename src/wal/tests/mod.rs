@@ -7,6 +7,7 @@ mod crash;
 mod damage;
 mod files;
 mod golden;
+mod guard;
 mod log;
 
 use super::*;
