@@ -127,6 +127,8 @@ impl Flusher {
             WalStats {
                 bytes: log.bytes_on_disk,
                 segments: log.segments,
+                filesystem: wal.filesystem(),
+                segment_waits: log.segment_waits,
                 sync_failures: log.sync_failures,
                 keeper_failures,
                 keeper_trouble,

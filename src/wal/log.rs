@@ -8,6 +8,7 @@ use super::segment::{SegmentError, SegmentWriter};
 use super::shared::{Common, Retired};
 use super::types::AppendError;
 use crate::record::{LogPosition, Lsn, RecordView};
+use crate::stats::Filesystem;
 use crate::sync::Ordering;
 use crate::topics::TopicTable;
 use std::collections::VecDeque;
@@ -240,6 +241,12 @@ impl Wal {
     #[must_use]
     pub fn bytes_on_disk(&self) -> u64 {
         self.common.bytes_on_disk()
+    }
+
+    /// What its directory is on, where that is known.
+    #[must_use]
+    pub fn filesystem(&self) -> Option<Filesystem> {
+        self.common.storage.filesystem()
     }
 
     /// Sizes and counts, for gauges.

@@ -10,6 +10,7 @@
 
 mod checkpoint;
 mod cursor;
+mod directory;
 mod file_storage;
 pub mod format;
 mod guard;

@@ -5,6 +5,7 @@
 
 mod crash;
 mod damage;
+mod directory;
 mod files;
 mod golden;
 mod guard;
