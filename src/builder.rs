@@ -27,6 +27,7 @@ use std::time::Duration;
 pub struct Builder {
     config: Config,
     sink: Option<Box<dyn Sink>>,
+    storage: Option<Arc<dyn Storage>>,
 }
 
 impl Pipeline {
@@ -226,13 +227,22 @@ impl Builder {
         self
     }
 
+    /// Keeps the log in this storage instead of opening the files of [`Builder::wal_dir`], which
+    /// must be set all the same: for programs that stop or fail the log at a chosen operation.
+    #[cfg(feature = "internals")]
+    #[doc(hidden)]
+    pub fn storage(mut self, storage: Arc<dyn Storage>) -> Self {
+        self.storage = Some(storage);
+        self
+    }
+
     /// Opens the pipeline and starts its threads. Doesn't wait for Kafka: brokers that can't be
     /// reached are a state, not an error. A backlog in the directory is sent before anything new.
     ///
     /// # Errors
     /// See [`OpenError`]. Bad data in the log is never one.
     pub fn open(self) -> Result<Pipeline, OpenError> {
-        let Builder { config, sink } = self;
+        let Builder { config, sink, storage } = self;
         config.validate(sink.is_none())?;
         let io = |what: &str| {
             let what = what.to_owned();
@@ -244,7 +254,13 @@ impl Builder {
         // The directory first: it is what most often can't be had, and holds nothing else up.
         let (wal, recovery) = match &config.wal_dir {
             Some(dir) => {
-                let (wal, keeper, recovery) = open_wal(&config, dir, &topics, &*clock)?;
+                let storage = match storage {
+                    Some(storage) => storage,
+                    None => {
+                        Arc::new(FileStorage::open(dir)?.with_sigbus_guard(config.sigbus_guard))
+                    }
+                };
+                let (wal, keeper, recovery) = open_wal(&config, dir, storage, &topics, &*clock)?;
                 (Some((wal, keeper)), recovery)
             }
             None => (None, Recovery::default()),
@@ -305,10 +321,10 @@ impl Builder {
 fn open_wal(
     config: &Config,
     dir: &std::path::Path,
+    storage: Arc<dyn Storage>,
     topics: &Arc<TopicTable>,
     clock: &dyn Clock,
 ) -> Result<(Wal, WalKeeper, Recovery), OpenError> {
-    let storage = FileStorage::open(dir)?.with_sigbus_guard(config.sigbus_guard);
     let half_free = || storage.free_bytes().map_or(u64::MAX, |free| free / 2);
     let room_bytes = config.wal_max_bytes.unwrap_or_else(half_free);
     let options = WalOptions {
@@ -320,7 +336,7 @@ fn open_wal(
             .max((config.record_bytes_max as u64 + (64 << 10)).next_power_of_two()),
         ..WalOptions::default()
     };
-    Wal::open(Arc::new(storage), topics.clone(), options, random_salts(), clock.unix_ms()).map_err(
+    Wal::open(storage, topics.clone(), options, random_salts(), clock.unix_ms()).map_err(
         |e| match e {
             OpenError::Io { what, source } => {
                 OpenError::Io { what: format!("{}: {what}", dir.display()), source }

@@ -6,7 +6,7 @@
 
 use crate::record::{Header, Headers};
 use crate::wal::{
-    FileStorage, FrameKind, FrameWalk, Inspected, SegmentKind, SegmentSummary, inspect,
+    FileStorage, FrameKind, FrameWalk, Inspected, Replayed, SegmentKind, SegmentSummary, inspect,
     inspect_checkpoint,
 };
 use std::io;
@@ -17,6 +17,7 @@ use std::path::Path;
 pub struct Directory {
     storage: FileStorage,
     checkpoint: Option<Checkpoint>,
+    replayed: Replayed,
 }
 
 /// What the directory's last stored checkpoint says. It is a hint: up to 10 ms old.
@@ -114,7 +115,8 @@ impl Directory {
             next_lsn: c.next_lsn.0,
             unsafe_records: c.unsafe_records,
         });
-        Ok(Directory { storage, checkpoint })
+        let replayed = Replayed::read(&storage).unwrap_or_default();
+        Ok(Directory { storage, checkpoint, replayed })
     }
 
     /// The newest good checkpoint; without one, no record is known to be final.
@@ -123,10 +125,17 @@ impl Directory {
         self.checkpoint
     }
 
-    /// Whether a record of this LSN is known to be final.
+    /// Whether a record of this topic and LSN is known to be final: below the watermark, or
+    /// delivered by a [`Redrive`](crate::redrive::Redrive) of selected topics.
     #[must_use]
-    pub fn is_final(&self, lsn: u64) -> bool {
-        self.checkpoint.is_some_and(|c| lsn < c.watermark)
+    pub fn is_final(&self, topic: &str, lsn: u64) -> bool {
+        self.checkpoint.is_some_and(|c| lsn < c.watermark) || self.replayed.covers(topic, lsn)
+    }
+
+    /// Topics of which a [`Redrive`](crate::redrive::Redrive) has delivered everything below an
+    /// LSN, though the watermark is lower.
+    pub fn replayed(&self) -> impl Iterator<Item = (&str, u64)> {
+        self.replayed.below.iter().map(|(topic, below)| (topic.as_str(), *below))
     }
 
     /// The segments, oldest first: those of the log, then the set-aside ones.
@@ -167,7 +176,7 @@ impl Directory {
 /// What a user sees of a frame; `None` for the log's own.
 fn item(found: Inspected<'_>) -> Option<Item<'_>> {
     let (header, topic, note, body) = match found {
-        Inspected::Bad { from, to, records_lost } => {
+        Inspected::Bad { from, to, records_lost, .. } => {
             return Some(Item::Bad { from, to, records_lost });
         }
         Inspected::Frame { header, topic, note, body, .. } => (header, topic, note, body),

@@ -131,6 +131,8 @@ rooms! {
     wal;
 }
 pub mod inspect;
+pub mod redrive;
+pub mod verify;
 #[cfg(test)]
 mod sim;
 pub mod sink;

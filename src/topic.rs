@@ -32,6 +32,7 @@ impl Topic {
         &self.name
     }
 
+    #[inline]
     fn out<'a>(&self, value: Option<&'a [u8]>) -> OutRecord<'a> {
         OutRecord {
             topic: self.id,
@@ -113,7 +114,7 @@ impl std::fmt::Debug for Record<'_> {
 }
 
 impl<'a> Record<'a> {
-    fn new(topic: &'a Topic, value: Option<&'a [u8]>) -> Self {
+    pub(crate) fn new(topic: &'a Topic, value: Option<&'a [u8]>) -> Self {
         Record {
             topic,
             key: None,
@@ -166,6 +167,7 @@ impl<'a> Record<'a> {
         self
     }
 
+    #[inline]
     fn try_send(&self, receipt: u32) -> Result<(), SendError> {
         // One header too many is given on as an invalid one, so that the lane counts it.
         let headers = if self.header_count > HEADERS_MAX {

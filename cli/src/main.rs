@@ -3,6 +3,7 @@
 //! Owns the choice of the subcommand and the exit codes: 0 all is well, 1 something is wrong
 //! (one line on standard error says what), 2 wrong usage.
 
+mod bench;
 mod demo;
 mod input;
 mod pipe;
@@ -22,6 +23,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    Bench(bench::Args),
     Demo(demo::Args),
     Pipe(pipe::Args),
     Wal(wal::Args),
@@ -30,6 +32,7 @@ enum Command {
 fn main() -> ExitCode {
     let Cli { command } = Cli::parse();
     let result = match command {
+        Command::Bench(args) => bench::run(args),
         Command::Demo(args) => demo::run(args),
         Command::Pipe(args) => pipe::run(args),
         Command::Wal(args) => wal::run(args),

@@ -81,7 +81,7 @@ fn separator(text: &str) -> Result<Separator, String> {
 
 /// A property whose value may be a secret: `Debug` shows the name only.
 #[derive(Clone)]
-struct Property(String, String);
+pub struct Property(pub String, pub String);
 
 impl std::fmt::Debug for Property {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -89,7 +89,8 @@ impl std::fmt::Debug for Property {
     }
 }
 
-fn property(text: &str) -> Result<Property, String> {
+/// Reads NAME=VALUE.
+pub fn property(text: &str) -> Result<Property, String> {
     let (name, value) = text.split_once('=').ok_or("must be NAME=VALUE")?;
     Ok(Property(name.to_owned(), value.to_owned()))
 }

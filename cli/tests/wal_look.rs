@@ -1,4 +1,4 @@
-//! `forebay wal ls` and `forebay wal dump` on what `forebay pipe` wrote while Kafka was never
+//! `forebay wal ls` and `forebay wal export` on what `forebay pipe` wrote while Kafka was never
 //! there: while it runs, and after it ended.
 
 use forebay_testkit::process::{Ended, Running};
@@ -70,7 +70,7 @@ fn what_a_log_holds_is_seen_while_it_is_open_and_after() {
     assert_eq!(text.code(), Some(0), "{text:?}");
     assert!(text.stdout.starts_with("1002 records, 1002 not final, 0 set aside"), "{text:?}");
 
-    let dump = forebay(&["wal", "dump"], dir);
+    let dump = forebay(&["wal", "export"], dir);
     assert_eq!(dump.code(), Some(0), "{dump:?}");
     let records: Vec<Value> =
         dump.stdout.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
@@ -86,7 +86,7 @@ fn what_a_log_holds_is_seen_while_it_is_open_and_after() {
     assert_eq!(records[1001]["value"], serde_json::json!({"hex": "fe"}));
 
     let raw = Command::new(env!("CARGO_BIN_EXE_forebay"))
-        .args(["wal", "dump", "--raw"])
+        .args(["wal", "export", "--raw"])
         .arg(dir)
         .output()
         .unwrap();
@@ -104,6 +104,6 @@ fn what_is_no_log_is_told() {
     let ended = forebay(&["wal", "ls"], &dir.path().join("nowhere"));
     assert_eq!(ended.code(), Some(1), "{ended:?}");
     assert_eq!(ended.stderr.lines().count(), 1, "{ended:?}");
-    let ended = forebay(&["wal", "dump", "--raw", "--json"], dir.path());
+    let ended = forebay(&["wal", "export", "--raw", "--json"], dir.path());
     assert_eq!(ended.code(), Some(2), "{ended:?}");
 }

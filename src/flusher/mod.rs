@@ -1,6 +1,6 @@
 //! Owns the flusher: the only place where lanes, sequence, log and sink meet.
 //!
-//! [`Flusher::look`] is one turn: take reports, take records from the lanes, hand over, journal,
+//! `Flusher::look` is one turn: take reports, take records from the lanes, hand over, journal,
 //! release, publish. It has no thread, clock or wait of its own; `run` gives it those, and the
 //! simulator drives it without them. In a healthy run it touches no file.
 
@@ -77,6 +77,8 @@ pub(crate) struct Flusher {
     wal: Option<Wal>,
     keeper: Option<Arc<KeeperLink>>,
     reader: Option<Reader>,
+    /// Reads of the log that fail now.
+    reads: [produce::ReadTrouble; 3],
     shared: Arc<Shared>,
     clock: Arc<dyn Clock>,
     timing: Timing,
@@ -210,6 +212,7 @@ impl Flusher {
             wal,
             keeper,
             reader: None,
+            reads: Default::default(),
             shared: parts.shared,
             clock: parts.clock,
             timing: parts.timing,

@@ -1,6 +1,7 @@
 //! Owns the way to the sink and back: handing over, reports, set-aside, rebuild.
 
 use super::{Flusher, PRODUCE_PER_LOOK, Parked, RECORD_OVERHEAD_BYTES, STATE_EVERY_NS};
+use crate::record::LogPosition;
 use crate::report::{Opaque, Outcome, Report};
 use crate::sequence::{Backlog, End, Next, Source, Verdict};
 use crate::sink::ProduceError;
@@ -18,8 +19,29 @@ enum Offer {
 /// Why a record could not be set aside yet.
 enum NotAside {
     Append(AppendError),
-    Read(std::io::ErrorKind),
+    Read(LogPosition, std::io::ErrorKind),
 }
+
+/// Who reads the log; each tries again by itself.
+#[derive(Clone, Copy)]
+enum ReadOf {
+    Backlog = 0,
+    Offer = 1,
+    Parked = 2,
+}
+
+/// A read that the storage refuses.
+#[derive(Clone, Copy, Default)]
+pub(super) struct ReadTrouble {
+    tries: u32,
+    retry_at_ns: u64,
+}
+
+/// Times that a read is tried, and the pause between them, before what can't be read is given up.
+const READ_TRIES: u32 = 5;
+const READ_PAUSE_NS: u64 = 100_000_000;
+/// Most findings that are told in words.
+const FINDINGS_MAX: usize = 200;
 
 impl Flusher {
     /// Takes the sink's reports.
@@ -103,6 +125,9 @@ impl Flusher {
                 self.offered(now_ns, opaque, result)
             }
             Source::Log(position) => {
+                if now_ns < self.reads[ReadOf::Offer as usize].retry_at_ns {
+                    return Offer::Stop;
+                }
                 let Some(wal) = &mut self.wal else { return Offer::Stop };
                 let names = &self.names;
                 let result = match wal.read_at(position) {
@@ -115,21 +140,26 @@ impl Flusher {
                         }
                     },
                     Err(ReadError::Storage(kind)) => {
-                        self.wal_failed(&format!("read: {kind}"));
-                        return Offer::Stop;
+                        if !self.read_failed(ReadOf::Offer, now_ns, kind) {
+                            return Offer::Stop;
+                        }
+                        self.unreadable(position);
+                        self.give_up(now_ns, opaque, "unreadable");
+                        return Offer::Skip;
                     }
                     Err(ReadError::Gone | ReadError::Damaged) => {
-                        self.give_up(now_ns, opaque);
+                        self.give_up(now_ns, opaque, "damaged");
                         return Offer::Skip;
                     }
                 };
+                self.read_works(ReadOf::Offer);
                 self.offered(now_ns, opaque, result)
             }
         }
     }
 
-    fn give_up(&mut self, now_ns: u64, opaque: Opaque) {
-        if let Some(finished) = self.seq.finish(opaque, End::Dropped("damaged")) {
+    fn give_up(&mut self, now_ns: u64, opaque: Opaque, why: &'static str) {
+        if let Some(finished) = self.seq.finish(opaque, End::Dropped(why)) {
             self.finished(now_ns, finished);
         }
     }
@@ -156,8 +186,37 @@ impl Flusher {
         }
     }
 
+    /// The log refused a read. True when it was tried often enough: what can't be read is given
+    /// up, and so is what fails next to it, until something is read again.
+    fn read_failed(&mut self, of: ReadOf, now_ns: u64, kind: std::io::ErrorKind) -> bool {
+        self.wal_failed(&format!("read: {kind}"));
+        let read = &mut self.reads[of as usize];
+        read.tries += 1;
+        if read.tries >= READ_TRIES {
+            return true;
+        }
+        read.retry_at_ns = now_ns + READ_PAUSE_NS;
+        false
+    }
+
+    fn read_works(&mut self, of: ReadOf) {
+        if self.reads[of as usize].tries > 0 {
+            self.reads[of as usize] = ReadTrouble::default();
+            self.wal_works();
+        }
+    }
+
+    fn unreadable(&mut self, position: LogPosition) {
+        if let Some(wal) = &self.wal {
+            wal.given_up(position);
+        }
+    }
+
     /// Reads the next frame of the backlog, admits it and offers it while its bytes are here.
     fn read_backlog(&mut self, now_ns: u64) -> Offer {
+        if now_ns < self.reads[ReadOf::Backlog as usize].retry_at_ns {
+            return Offer::Stop;
+        }
         let from = self.seq.backlog_from();
         let Some(wal) = &mut self.wal else {
             self.seq.caught_up();
@@ -170,9 +229,15 @@ impl Flusher {
             self.seq.caught_up();
             return Offer::Skip;
         };
+        let mut reads_again = false;
         let offer = match wal.read_next(&mut reader) {
             ReadItem::Record(read) => {
+                if self.reads[ReadOf::Backlog as usize].tries > 0 {
+                    self.reads[ReadOf::Backlog as usize] = ReadTrouble::default();
+                    reads_again = true;
+                }
                 let admitted = read.lsn >= self.seq.produced();
+                let is_replayed = wal.is_replayed(read.record.topic, read.lsn);
                 if admitted {
                     let receipt = self.receipt_of(read.lsn);
                     self.seq.admit(Backlog {
@@ -184,6 +249,12 @@ impl Flusher {
                     });
                 }
                 match self.seq.next_produce() {
+                    Next::Produce { opaque, lsn, .. } if lsn == read.lsn && is_replayed => {
+                        if let Some(finished) = self.seq.finish(opaque, End::Delivered) {
+                            self.finished(now_ns, finished);
+                        }
+                        Offer::Skip
+                    }
                     Next::Produce { opaque, lsn, .. } if lsn == read.lsn => {
                         let name = self.name(read.record.topic);
                         let result = self.sink.produce(&name, &read.record, opaque);
@@ -192,11 +263,13 @@ impl Flusher {
                     _ => Offer::Skip,
                 }
             }
-            ReadItem::Damage { records_lost, bytes } => {
-                tracing::error!(records_lost, bytes, "the log is damaged; what follows is good");
-                self.figures.findings.push(format!(
-                    "replay: {records_lost} records in {bytes} bytes could not be read"
-                ));
+            ReadItem::Damage { records_lost, bytes, why } => {
+                tracing::error!(records_lost, bytes, why, "the log is damaged; what follows is good");
+                if self.figures.findings.len() < FINDINGS_MAX {
+                    self.figures.findings.push(format!(
+                        "replay: {records_lost} records in {bytes} bytes are lost: {why}"
+                    ));
+                }
                 self.seq.damaged(records_lost);
                 self.changed = true;
                 Offer::Skip
@@ -208,11 +281,17 @@ impl Flusher {
                 return Offer::Skip;
             }
             ReadItem::Error(kind) => {
-                self.wal_failed(&format!("read: {kind}"));
+                if self.read_failed(ReadOf::Backlog, now_ns, kind) {
+                    // A page a look, so that a dead disk doesn't hold up what still arrives.
+                    reader.skip_unreadable();
+                }
                 Offer::Stop
             }
         };
         self.reader = Some(reader);
+        if reads_again {
+            self.wal_works();
+        }
         offer
     }
 
@@ -220,6 +299,9 @@ impl Flusher {
     /// can't be written now stays parked and keeps its place.
     pub(super) fn set_aside_parked(&mut self) {
         let now_ns = self.last_look_ns;
+        if now_ns < self.reads[ReadOf::Parked as usize].retry_at_ns {
+            return;
+        }
         for _ in 0..self.parked.len() {
             let Some(parked) = self.parked.pop_front() else { return };
             let Some((lsn, source)) = self.seq.source_of(parked.opaque) else { continue };
@@ -230,10 +312,13 @@ impl Flusher {
                     self.parked.push_front(parked);
                     return;
                 }
-                Err(NotAside::Read(kind)) => {
-                    self.wal_failed(&format!("read: {kind}"));
-                    self.parked.push_front(parked);
-                    return;
+                Err(NotAside::Read(position, kind)) => {
+                    if !self.read_failed(ReadOf::Parked, now_ns, kind) {
+                        self.parked.push_front(parked);
+                        return;
+                    }
+                    self.unreadable(position);
+                    End::Dropped("unreadable")
                 }
             };
             if let Some(finished) = self.seq.finish(parked.opaque, end) {
@@ -264,10 +349,11 @@ impl Flusher {
                     copy = read.record.body.to_vec();
                     crate::record::RecordView { body: &copy, ..read.record }
                 }
-                Err(ReadError::Storage(kind)) => return Err(NotAside::Read(kind)),
+                Err(ReadError::Storage(kind)) => return Err(NotAside::Read(position, kind)),
                 Err(_) => return Ok(End::Dropped("damaged")),
             },
         };
+        self.reads[ReadOf::Parked as usize] = ReadTrouble::default();
         match wal.set_aside(lsn, &record, reason.name, reason.code, now) {
             Ok(_) => Ok(End::SetAside(reason.name)),
             Err(error) => Err(NotAside::Append(error)),

@@ -68,6 +68,71 @@ pub(super) struct Lane {
     pub(super) credits: Padded<AtomicU64>,
     pub(super) queue: Queue<Descriptor>,
     refused: Padded<[AtomicU64; SEND_ERRORS]>,
+    /// Where its bytes begin in the arena.
+    begin: usize,
+    units: u32,
+    slots: u32,
+}
+
+impl Lane {
+    /// Where a body of `units` goes within the lane, and how many units it takes with those
+    /// skipped before it; `None` when the lane has no room for it.
+    #[inline]
+    fn room(&self, units: u32, seen: Word, credits: Word) -> Option<(u32, u32)> {
+        let offset = seen.position() & (self.units - 1);
+        // A body lies in one piece: what doesn't fit before the end goes to the start.
+        let skip = if units > self.units - offset { self.units - offset } else { 0 };
+        let span = skip + units;
+        // In 64 bits: a stale word makes the first term as large as a u32 can be.
+        let used_units = u64::from(seen.units_since(credits)) + u64::from(span);
+        let has_room =
+            used_units <= u64::from(self.units) && seen.records_since(credits) < self.slots;
+        has_room.then_some(((offset + skip) & (self.units - 1), span))
+    }
+
+    /// One try; `None` when the lane is closed, has no room, or when somebody was faster.
+    #[inline]
+    fn try_reserve(&self, units: u32, seen: Word, credits: Word) -> Option<Reserved> {
+        let (at, span) = self.room(units, seen, credits)?;
+        if seen.is_closed() {
+            return None;
+        }
+        let next = Word::new(seen.position().wrapping_add(span), seen.seq().wrapping_add(1));
+        self.reservation
+            .0
+            .compare_exchange(seen.0, next.0, Ordering::Relaxed, Ordering::Relaxed)
+            .ok()
+            .map(|_| Reserved { at, span, seq: seen.seq() })
+    }
+
+    #[inline]
+    fn publish(&self, descriptor: Descriptor) {
+        if let Err(back) = self.queue.push(descriptor) {
+            self.publish_again(back);
+        }
+    }
+
+    /// The slot credit makes a push succeed (see the room's page). Should a future queue break
+    /// that, the record waits for the drain's next pop instead of being lost.
+    #[cold]
+    #[inline(never)]
+    fn publish_again(&self, mut descriptor: Descriptor) {
+        debug_assert!(false, "a push with a slot credit found the queue full");
+        while let Err(back) = self.queue.push(descriptor) {
+            descriptor = back;
+            std::hint::spin_loop();
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn refuse(&self, reason: SendError) -> SendError {
+        // The codes run from 1 without gaps, in the order of `ALL`; a test holds them to it.
+        if let Some(count) = self.refused.0.get(reason as usize - 1) {
+            count.fetch_add(1, Ordering::Relaxed);
+        }
+        reason
+    }
 }
 
 /// Where a lane begins to count, and under loom whether to weaken an ordering on purpose.
@@ -126,11 +191,14 @@ impl Lanes {
     /// refuse are safe, but some records may never fit.
     pub(super) fn senders(options: &LaneOptions, start: Start) -> io::Result<Arc<Lanes>> {
         let word = Word::new(start.position, start.seq as u32).0;
-        let lane = |_| Lane {
+        let lane = |number: usize| Lane {
             reservation: Padded(AtomicU64::new(word)),
             credits: Padded(AtomicU64::new(word)),
             queue: Queue::new(options.lane_slots),
             refused: Padded(std::array::from_fn(|_| AtomicU64::new(0))),
+            begin: number * options.lane_bytes,
+            units: (options.lane_bytes / UNIT_BYTES) as u32,
+            slots: options.lane_slots as u32,
         };
         Ok(Arc::new(Lanes {
             lanes: (0..options.lanes).map(lane).collect(),
@@ -165,7 +233,19 @@ impl Lanes {
     /// [`Lanes::send`] as a thread of this lane, for the simulator: it is all threads in one.
     #[cfg(test)]
     pub(crate) fn send_as(&self, lane: usize, r: &OutRecord<'_>) -> Result<(), SendError> {
-        self.send_on(lane, r)
+        self.send_on(&self.lanes[lane], r)
+    }
+
+    /// [`Lanes::send_with`] as a thread of this lane.
+    #[cfg(test)]
+    pub(super) fn send_with_as(
+        &self,
+        lane: usize,
+        meta: &OutRecord<'_>,
+        len_max: usize,
+        f: impl FnOnce(&mut [u8]) -> usize,
+    ) -> Result<(), SendError> {
+        self.send_with_on(&self.lanes[lane], meta, len_max, f)
     }
 
     /// Takes a record whose value `f` writes in place: `f` gets `len_max` bytes with arbitrary
@@ -185,12 +265,12 @@ impl Lanes {
     }
 
     #[inline]
-    fn lane_of_thread(&self) -> usize {
-        thread_id::current() as usize & (self.lanes.len() - 1)
+    fn lane_of_thread(&self) -> &Lane {
+        &self.lanes[thread_id::current() as usize & (self.lanes.len() - 1)]
     }
 
     #[inline]
-    pub(super) fn send_on(&self, lane: usize, r: &OutRecord<'_>) -> Result<(), SendError> {
+    fn send_on(&self, lane: &Lane, r: &OutRecord<'_>) -> Result<(), SendError> {
         let value_len = r.value.map_or(0, <[u8]>::len);
         let headers_len = self.check(lane, r, value_len)?;
         let key = r.key.unwrap_or(&[]);
@@ -202,13 +282,13 @@ impl Lanes {
         let rest = fill_front(body, r.headers, key);
         rest.copy_from_slice(value);
         let value_len = if r.value.is_some() { value_len as u32 } else { NULL };
-        self.publish(lane, describe(r, reserved, headers_len as u32, value_len));
+        lane.publish(describe(r, reserved, headers_len as u32, value_len));
         Ok(())
     }
 
-    pub(super) fn send_with_on(
+    fn send_with_on(
         &self,
-        lane: usize,
+        lane: &Lane,
         meta: &OutRecord<'_>,
         len_max: usize,
         f: impl FnOnce(&mut [u8]) -> usize,
@@ -217,7 +297,7 @@ impl Lanes {
         let key = meta.key.unwrap_or(&[]);
         let body_len = headers_len + key.len() + len_max;
         let reserved = self.reserve(lane, body_len)?;
-        let mut open = Open { lanes: self, lane, descriptor: describe(meta, reserved, 0, NULL) };
+        let mut open = Open { lane, descriptor: describe(meta, reserved, 0, NULL) };
         open.descriptor.span |= PADDING;
         // SAFETY: the range was just reserved, and `check` has seen that this is no fork. `open`
         // publishes it only after `body` is gone.
@@ -225,7 +305,7 @@ impl Lanes {
         let value_len = f(fill_front(body, meta.headers, key));
         if value_len > len_max {
             drop(open);
-            return Err(self.refuse(lane, SendError::BadLength));
+            return Err(lane.refuse(SendError::BadLength));
         }
         open.descriptor.span = reserved.span;
         open.descriptor.headers_len = headers_len as u32;
@@ -236,84 +316,62 @@ impl Lanes {
     /// Checks everything but the room; returns the bytes of the encoded headers. After it, the
     /// body's length is at most `record_bytes_max`, and this process is no fork.
     #[inline]
-    fn check(&self, lane: usize, r: &OutRecord<'_>, value_len: usize) -> Result<usize, SendError> {
+    fn check(&self, lane: &Lane, r: &OutRecord<'_>, value_len: usize) -> Result<usize, SendError> {
         if self.arena.is_forked() {
-            return Err(self.refuse(lane, SendError::Forked));
+            return Err(lane.refuse(SendError::Forked));
         }
         if r.partition < ANY_PARTITION {
-            return Err(self.refuse(lane, SendError::BadPartition));
+            return Err(lane.refuse(SendError::BadPartition));
         }
         let headers_len = if r.headers.is_empty() {
             0
         } else {
-            headers_len(r.headers).ok_or_else(|| self.refuse(lane, SendError::BadHeader))?
+            headers_len(r.headers).ok_or_else(|| lane.refuse(SendError::BadHeader))?
         };
         // Saturating: `len_max` is the caller's number, not the length of anything.
         let body_len =
             value_len.saturating_add(headers_len.saturating_add(r.key.map_or(0, <[u8]>::len)));
         if body_len > self.options.record_bytes_max {
-            return Err(self.refuse(lane, SendError::TooLarge));
+            return Err(lane.refuse(SendError::TooLarge));
         }
         Ok(headers_len)
     }
 
     /// Takes a range for `body_len` bytes, a sequence number and a slot, or says why not.
     #[inline]
-    fn reserve(&self, lane: usize, body_len: usize) -> Result<Reserved, SendError> {
-        let words = &self.lanes[lane];
-        let lane_units = (self.options.lane_bytes / UNIT_BYTES) as u32;
+    fn reserve(&self, lane: &Lane, body_len: usize) -> Result<Reserved, SendError> {
         let units = body_len.div_ceil(UNIT_BYTES) as u32;
-        let mut seen = words.reservation.0.load(Ordering::Relaxed);
-        loop {
-            let word = Word(seen);
-            let credits = Word(words.credits.0.load(self.start.credits_load()));
-            let offset = word.position() & (lane_units - 1);
-            // A body lies in one piece: what doesn't fit before the end goes to the start.
-            let skip = if units > lane_units - offset { lane_units - offset } else { 0 };
-            let span = skip + units;
-            // In 64 bits: a stale word makes the first term as large as a u32 can be.
-            let used_units = u64::from(word.units_since(credits)) + u64::from(span);
-            let used_slots = word.records_since(credits) as usize;
-            if word.is_closed()
-                || used_units > u64::from(lane_units)
-                || used_slots >= self.options.lane_slots
-            {
-                seen = self.refuse_or_retry(lane, word, credits)?;
-                continue;
-            }
-            let next = Word::new(word.position().wrapping_add(span), word.seq().wrapping_add(1));
-            match words.reservation.0.compare_exchange_weak(
-                seen,
-                next.0,
-                Ordering::Relaxed,
-                Ordering::Relaxed,
-            ) {
-                Ok(_) => {
-                    let at = (offset + skip) & (lane_units - 1);
-                    return Ok(Reserved { at, span, seq: word.seq() });
-                }
-                Err(now) => seen = now,
-            }
+        let seen = lane.reservation.0.load(Ordering::Relaxed);
+        let credits = lane.credits.0.load(self.start.credits_load());
+        // One try here, all others out of line: a loop would make every send keep more at hand.
+        match lane.try_reserve(units, Word(seen), Word(credits)) {
+            Some(reserved) => Ok(reserved),
+            None => self.reserve_again(lane, units),
         }
     }
 
-    /// The lane seems closed or full. It is, if neither word has changed since; otherwise the
-    /// reservation word to try again with. Each retry means that someone else got on.
+    /// Tries until it has a range, or the lane is closed or full: it is, when the reservation
+    /// word didn't change over a look at the credits. Each retry means that someone else got on.
     #[cold]
     #[inline(never)]
-    fn refuse_or_retry(&self, lane: usize, word: Word, credits: Word) -> Result<u64, SendError> {
-        let words = &self.lanes[lane];
-        let now = Word(words.reservation.0.load(Ordering::Acquire));
-        if now.is_closed() {
-            let stopped = self.stopped.load(Ordering::Acquire);
-            let reason = if stopped { SendError::Stopped } else { SendError::Closed };
-            return Err(self.refuse(lane, reason));
+    fn reserve_again(&self, lane: &Lane, units: u32) -> Result<Reserved, SendError> {
+        loop {
+            let seen = Word(lane.reservation.0.load(Ordering::Acquire));
+            if seen.is_closed() {
+                let stopped = self.stopped.load(Ordering::Acquire);
+                let reason = if stopped { SendError::Stopped } else { SendError::Closed };
+                return Err(lane.refuse(reason));
+            }
+            let credits = Word(lane.credits.0.load(self.start.credits_load()));
+            if let Some(reserved) = lane.try_reserve(units, seen, credits) {
+                return Ok(reserved);
+            }
+            if lane.room(units, seen, credits).is_none()
+                && lane.reservation.0.load(Ordering::Acquire) == seen.0
+            {
+                return Err(lane.refuse(SendError::Full));
+            }
         }
-        let credits_now = Word(words.credits.0.load(self.start.credits_load()));
-        if now == word && credits_now == credits {
-            return Err(self.refuse(lane, SendError::Full));
-        }
-        Ok(now.0)
     }
 
     /// # Safety
@@ -321,23 +379,11 @@ impl Lanes {
     /// this process is no fork.
     #[inline]
     #[allow(clippy::mut_from_ref)]
-    unsafe fn body_mut(&self, lane: usize, reserved: Reserved, len: usize) -> &mut [u8] {
-        let offset = lane * self.options.lane_bytes + reserved.at as usize * UNIT_BYTES;
+    unsafe fn body_mut(&self, lane: &Lane, reserved: Reserved, len: usize) -> &mut [u8] {
+        let offset = lane.begin + reserved.at as usize * UNIT_BYTES;
         // SAFETY: a reserved range belongs to its sender until it is published; the credits were
         // loaded with Acquire, so all earlier accesses happen before. It lies within the lane.
         unsafe { self.arena.bytes_mut(offset, len) }
-    }
-
-    #[inline]
-    fn publish(&self, lane: usize, descriptor: Descriptor) {
-        let mut descriptor = descriptor;
-        // The slot credit makes the push succeed (see the room's page). Should a future queue
-        // break that, the record waits for the drain's next pop instead of being lost.
-        while let Err(back) = self.lanes[lane].queue.push(descriptor) {
-            debug_assert!(false, "a push with a slot credit found the queue full");
-            descriptor = back;
-            std::hint::spin_loop();
-        }
     }
 
     /// Refuses every later send with `Closed`. What was accepted before stays accepted.
@@ -355,23 +401,13 @@ impl Lanes {
 
     /// Takes back a refusal that this thread just got: it tries the same record again.
     pub fn forgive_refusal(&self, reason: SendError) {
-        let lane = &self.lanes[self.lane_of_thread()];
+        let lane = self.lane_of_thread();
         lane.refused.0[reason as usize - 1].fetch_sub(1, Ordering::Relaxed);
     }
 
     /// Counts a refusal that was decided outside the lanes (`NoReceipt`), and hands it back.
     pub fn count_refusal(&self, reason: SendError) -> SendError {
-        self.refuse(self.lane_of_thread(), reason)
-    }
-
-    #[cold]
-    #[inline(never)]
-    fn refuse(&self, lane: usize, reason: SendError) -> SendError {
-        // The codes run from 1 without gaps, in the order of `ALL`; a test holds them to it.
-        if let Some(count) = self.lanes[lane].refused.0.get(reason as usize - 1) {
-            count.fetch_add(1, Ordering::Relaxed);
-        }
-        reason
+        self.lane_of_thread().refuse(reason)
     }
 
     /// Refusals by reason so far, in the order of [`SendError::ALL`].
@@ -396,24 +432,18 @@ impl std::fmt::Debug for Lanes {
 /// A reserved frame whose closure may panic: dropped, it is published, as padding unless the
 /// closure came back with a length.
 struct Open<'a> {
-    lanes: &'a Lanes,
-    lane: usize,
+    lane: &'a Lane,
     descriptor: Descriptor,
 }
 
 impl Drop for Open<'_> {
     fn drop(&mut self) {
-        self.lanes.publish(self.lane, self.descriptor);
+        self.lane.publish(self.descriptor);
     }
 }
 
 #[inline]
-fn describe(
-    r: &OutRecord<'_>,
-    reserved: Reserved,
-    headers_len: u32,
-    value_len: u32,
-) -> Descriptor {
+fn describe(r: &OutRecord<'_>, reserved: Reserved, headers_len: u32, value_len: u32) -> Descriptor {
     Descriptor {
         timestamp_ms: r.timestamp_ms,
         topic: r.topic,

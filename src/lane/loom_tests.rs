@@ -44,7 +44,7 @@ fn send_and_drain(slots: usize, start: Start) {
             thread::spawn(move || {
                 let mut accepted = Vec::new();
                 for i in 0..count {
-                    match lanes.send_on(0, &record(&[who + i; 16])) {
+                    match lanes.send_as(0, &record(&[who + i; 16])) {
                         Ok(()) => accepted.push(who + i),
                         Err(e) => assert_eq!(e, SendError::Full),
                     }
@@ -82,7 +82,7 @@ fn reuse(start: Start) {
         let sender = {
             let lanes = lanes.clone();
             thread::spawn(move || {
-                (0..2).filter(|&i| lanes.send_on(0, &record(&[i; 16])).is_ok()).count()
+                (0..2).filter(|&i| lanes.send_as(0, &record(&[i; 16])).is_ok()).count()
             })
         };
         let mut popped = usize::from(take(&mut drain).is_some());
@@ -117,7 +117,7 @@ fn accepted_and_closed_are_linear() {
         let (lanes, mut drain) = Lanes::with_start(&options(2), Start::default()).unwrap();
         let send = || {
             let lanes = lanes.clone();
-            thread::spawn(move || match lanes.send_on(0, &record(&[1; 16])) {
+            thread::spawn(move || match lanes.send_as(0, &record(&[1; 16])) {
                 Ok(()) => 1,
                 Err(e) => {
                     assert_eq!(e, SendError::Closed);
@@ -129,7 +129,7 @@ fn accepted_and_closed_are_linear() {
         lanes.close();
         let at_close = drain.look(0);
         assert!(at_close.closed);
-        assert_eq!(lanes.send_on(0, &record(&[2; 16])), Err(SendError::Closed));
+        assert_eq!(lanes.send_as(0, &record(&[2; 16])), Err(SendError::Closed));
         let accepted: u64 = a.join().unwrap() + b.join().unwrap();
         assert_eq!(accepted, at_close.head_seq);
         while take(&mut drain).is_some() {}
@@ -146,7 +146,7 @@ fn stopped_is_seen_with_the_closed_bit() {
         let (lanes, mut drain) = Lanes::with_start(&options(1), Start::default()).unwrap();
         let sender = {
             let lanes = lanes.clone();
-            thread::spawn(move || lanes.send_on(0, &record(&[1; 16])))
+            thread::spawn(move || lanes.send_as(0, &record(&[1; 16])))
         };
         lanes.stop();
         let sent = sender.join().unwrap();
@@ -165,7 +165,7 @@ fn an_abandoned_frame_is_given_back() {
         let (lanes, mut drain) = Lanes::with_start(&options(1), Start::default()).unwrap();
         let sender = {
             let lanes = lanes.clone();
-            thread::spawn(move || lanes.send_with_on(0, &record(&[]), 8, |_| 9))
+            thread::spawn(move || lanes.send_with_as(0, &record(&[]), 8, |_| 9))
         };
         assert_eq!(take(&mut drain), None);
         assert_eq!(sender.join().unwrap(), Err(SendError::BadLength));

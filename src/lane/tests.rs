@@ -322,7 +322,7 @@ fn accepted_and_closed_are_linear() {
                 let (lanes, accepted) = (lanes.clone(), accepted.clone());
                 std::thread::spawn(move || {
                     loop {
-                        match lanes.send_on(t % 2, &record(&[t as u8; 20])) {
+                        match lanes.send_as(t % 2, &record(&[t as u8; 20])) {
                             Ok(()) => accepted.fetch_add(1, Ordering::Relaxed),
                             Err(SendError::Closed) => return,
                             Err(_) => {

@@ -39,7 +39,7 @@
 //! | 32 | 8 | next segment number |
 //! | 40 | | for each segment: number (8), kind (8) |
 
-use super::format::{get_u16, get_u32, get_u64, put};
+use super::format::{NUMBER_LIMIT, get_u16, get_u32, get_u64, put};
 use super::storage::{Storage, StorageFile};
 use crate::record::Lsn;
 use std::io;
@@ -56,7 +56,7 @@ const BLOCK_BYTES: usize = 4096;
 /// Above any honest file of either kind; a larger one is bad.
 const FILE_BYTES_MAX: u64 = 64 << 20;
 pub(super) const SLOTS: [&str; 2] = ["checkpoint-0", "checkpoint-1"];
-const MANIFEST: &str = "manifest";
+pub(super) const MANIFEST: &str = "manifest";
 const MANIFEST_NEW: &str = "manifest.new";
 
 /// What the checkpoint carries.
@@ -89,7 +89,7 @@ pub struct TopicBooks {
     pub dropped: u64,
 }
 
-fn finish(b: &mut [u8]) {
+pub(super) fn finish(b: &mut [u8]) {
     put(b, 12, (b.len() as u32).to_le_bytes());
     let crc = crc_of(b);
     put(b, CRC_AT, crc.to_le_bytes());
@@ -103,7 +103,7 @@ fn crc_of(b: &[u8]) -> u32 {
 }
 
 /// The covered bytes, when magic, version, length and CRC hold.
-fn verified(b: &[u8], magic: [u8; 8], fixed: usize) -> Option<&[u8]> {
+pub(super) fn verified(b: &[u8], magic: [u8; 8], fixed: usize) -> Option<&[u8]> {
     if b.len() < fixed || b[..8] != magic || get_u32(b, 8) != VERSION {
         return None;
     }
@@ -124,7 +124,7 @@ pub(super) fn read_whole(file: &dyn StorageFile) -> io::Result<Vec<u8>> {
 
 /// A slot's content.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Slot {
+pub struct Slot {
     pub directory_id: u64,
     pub generation: u64,
     pub data: CheckpointData,
@@ -173,6 +173,9 @@ impl Slot {
             unsafe_records: word(6),
             topics: Vec::new(),
         };
+        if data.watermark.0.max(data.next_lsn.0) >= NUMBER_LIMIT {
+            return None;
+        }
         let mut rest = &b[CHECKPOINT_FIXED_BYTES..];
         for _ in 0..get_u32(b, 80) {
             let (lens, after) = rest.split_at_checked(4)?;
@@ -257,7 +260,7 @@ impl CheckpointWriter {
 
 /// The segments that should be there.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Manifest {
+pub struct Manifest {
     pub directory_id: u64,
     pub next_number: u64,
     /// Number and kind.
@@ -265,7 +268,7 @@ pub(super) struct Manifest {
 }
 
 impl Manifest {
-    fn encode(&self) -> Vec<u8> {
+    pub fn encode(&self) -> Vec<u8> {
         let mut b = vec![0; MANIFEST_FIXED_BYTES];
         put(&mut b, 0, MANIFEST_MAGIC);
         put(&mut b, 8, VERSION.to_le_bytes());
@@ -280,7 +283,7 @@ impl Manifest {
         b
     }
 
-    fn decode(b: &[u8]) -> Option<Manifest> {
+    pub fn decode(b: &[u8]) -> Option<Manifest> {
         let b = verified(b, MANIFEST_MAGIC, MANIFEST_FIXED_BYTES)?;
         let rows = b[MANIFEST_FIXED_BYTES..].chunks_exact(16);
         Some(Manifest {

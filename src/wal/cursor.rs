@@ -1,29 +1,27 @@
 //! Owns the walk over one segment's frames: recovery, readers and inspection all use it.
 //!
-//! # The table
-//! What stands at a position, and the verdict. "Found" is the next position at which a whole
+//! What stands at a position is a [`Met`]; what is made of it, the table in `verdict` says. When
+//! no good frame stands where one should, the walk looks for the next position at which a whole
 //! good frame stands whose frame number and LSN fit between its neighbours.
-//!
-//! | met | a good frame found behind it | none found |
-//! |---|---|---|
-//! | good frame, next in number | accept | accept |
-//! | zeroes | bad range up to it | clean end |
-//! | fields disagree, CRC fails, cut by the end of the file | bad range up to it | torn tail |
-//! | good CRC, frame number or LSN out of order | bad range up to it | torn tail |
-//! | good frame, topic unnamed | that frame is a bad range | that frame is a bad range |
-//! | seal | end | end |
 //!
 //! A bad range costs exactly as many records as frame numbers are skipped. A frame found
 //! behind a range can't be further in number than frames fit into the range.
+//!
+//! A read that fails is an error, and nothing has moved: the caller decides when to try again,
+//! and when to let the walk pass unreadable pages.
 
 use super::format::{
     FRAME_HEADER_BYTES, FrameHeader, FrameKind, HEADER_AREA_BYTES, LocalTopics, SegmentHeader,
     SegmentKind, TOPICS_PER_SEGMENT_MAX, get_u64, pad8,
 };
 use super::storage::StorageFile;
+use super::verdict::Met;
 use crate::topics::TopicTable;
 use std::io;
 use std::sync::Arc;
+
+/// What is read at once where a larger read fails, and what is passed when it can't be read.
+const PAGE_BYTES: u64 = 4096;
 
 /// What a cursor met.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -31,9 +29,10 @@ pub(super) enum Found {
     /// A good frame at this offset; its bytes can be had until the next call.
     Frame(u64, FrameHeader),
     /// Bytes that are no frame. `lost` is `None` when the number before isn't known.
-    Bad { from: u64, to: u64, lost: Option<u64> },
-    /// No frame stands from `from` on; up to `to` there are bytes that aren't zero.
-    End { from: u64, to: u64 },
+    Bad { from: u64, to: u64, lost: Option<u64>, met: Met },
+    /// No frame stands from `from` on; up to `to` there are bytes that aren't zero, or that
+    /// can't be read.
+    End { from: u64, to: u64, met: Met },
 }
 
 pub(super) struct Cursor {
@@ -52,6 +51,10 @@ pub(super) struct Cursor {
     buf: Vec<u8>,
     buf_at: u64,
     buffer_bytes: usize,
+    /// Ranges that can't be read and are passed over, in order.
+    holes: Vec<(u64, u64)>,
+    /// Unreadable pages that may still be passed over.
+    skips: u32,
 }
 
 impl Cursor {
@@ -76,7 +79,19 @@ impl Cursor {
             buf: Vec::new(),
             buf_at: 0,
             buffer_bytes,
+            holes: Vec::new(),
+            skips: 0,
         }
+    }
+
+    /// Lets the walk pass over this many unreadable pages.
+    pub fn skip_unreadable(&mut self, pages: u32) {
+        self.skips = pages;
+    }
+
+    /// Whether something between these offsets was passed over unread.
+    pub fn is_unreadable(&self, from: u64, to: u64) -> bool {
+        self.holes.iter().any(|h| h.0 < to && from < h.1)
     }
 
     /// Puts the cursor at a position behind the first frame. The topics' names must be given,
@@ -95,6 +110,11 @@ impl Cursor {
         &self.header
     }
 
+    /// No record from here on has a lower LSN.
+    pub fn lsn_min(&self) -> u64 {
+        self.lsn_min
+    }
+
     pub fn file(&self) -> &Arc<dyn StorageFile> {
         &self.file
     }
@@ -108,28 +128,32 @@ impl Cursor {
     /// The next frame, bad range or the end. On an error nothing has moved.
     pub fn next(&mut self) -> io::Result<Found> {
         if self.sealed {
-            return Ok(Found::End { from: self.pos, to: self.pos });
+            return Ok(Found::End { from: self.pos, to: self.pos, met: Met::Seal });
         }
         let from = self.pos;
-        if let Some(header) = self.check(from, from)? {
-            return Ok(self.accept(from, header));
-        }
+        let mut met = match self.check(from, from)? {
+            Ok(header) => return Ok(self.accept(from, header)),
+            Err(met) => met,
+        };
         let mut pos = from;
         let mut last_set = from;
         while let Some(at) = self.skip_zeroes(pos)? {
             // `from` was looked at above.
             if at > from
-                && let Some(header) = self.check(at, from)?
+                && let Ok(header) = self.check(at, from)?
             {
                 let lost = self.expect.map(|n| header.frame_number - n);
                 self.expect = Some(header.frame_number);
                 self.pos = at;
-                return Ok(Found::Bad { from, to: at, lost });
+                return Ok(Found::Bad { from, to: at, lost, met });
             }
-            last_set = at + 8;
-            pos = at + 8;
+            if met == Met::Zeroes {
+                met = if self.hole_at(at).is_some() { Met::Unreadable } else { Met::Uncommitted };
+            }
+            pos = self.hole_at(at).map_or(at + 8, |hole| hole.1);
+            last_set = pos;
         }
-        Ok(Found::End { from, to: last_set.min(self.limit) })
+        Ok(Found::End { from, to: last_set.min(self.limit), met })
     }
 
     fn accept(&mut self, at: u64, header: FrameHeader) -> Found {
@@ -146,7 +170,12 @@ impl Cursor {
                 }
                 let named = self.topics.get(header.topic as usize).is_some_and(Option::is_some);
                 if !named {
-                    return Found::Bad { from: at, to: next, lost: Some(1) };
+                    return Found::Bad {
+                        from: at,
+                        to: next,
+                        lost: Some(1),
+                        met: Met::UnknownTopic,
+                    };
                 }
             }
         }
@@ -165,23 +194,53 @@ impl Cursor {
         self.topics[local] = Some(id);
     }
 
-    /// A whole good frame at `at`, if one is there that may stand behind a gap from `gap_from`.
-    fn check(&mut self, at: u64, gap_from: u64) -> io::Result<Option<FrameHeader>> {
+    /// What stands at `at`, behind a gap from `gap_from`: a whole good frame, or what else.
+    fn check(&mut self, at: u64, gap_from: u64) -> io::Result<Result<FrameHeader, Met>> {
         let bytes = self.bytes(at, FRAME_HEADER_BYTES)?;
-        if bytes.len() < FRAME_HEADER_BYTES || get_u64(bytes, 0) == 0 {
-            return Ok(None);
+        if bytes.len() < 8 {
+            let end = bytes.is_empty();
+            return Ok(Err(self.short(at, if end { Met::EndOfFile } else { Met::CutOff })));
         }
-        let Some(header) = FrameHeader::decode(bytes) else { return Ok(None) };
-        let too_long = header.is_record() && header.length > self.header.frame_bytes_max;
-        if too_long
-            || at + u64::from(header.length) > self.limit
-            || !self.fits(&header, at - gap_from)
-        {
-            return Ok(None);
+        if get_u64(bytes, 0) == 0 {
+            return Ok(Err(Met::Zeroes));
+        }
+        if bytes.len() < FRAME_HEADER_BYTES {
+            return Ok(Err(self.short(at, Met::CutOff)));
+        }
+        let kind_is_known = FrameHeader::knows_kind(bytes);
+        let Some(header) = FrameHeader::decode(bytes) else {
+            return Ok(Err(if kind_is_known { Met::BadLength } else { Met::UnknownKind }));
+        };
+        if header.is_record() && header.length > self.header.frame_bytes_max {
+            return Ok(Err(Met::BadLength));
+        }
+        if at + u64::from(header.length) > self.limit {
+            return Ok(Err(Met::CutOff));
+        }
+        let fits = self.fits(&header, at - gap_from);
+        if !fits && at > gap_from {
+            return Ok(Err(Met::OutOfOrder));
         }
         let salt = self.header.salt;
-        let frame = self.bytes(at, header.length as usize)?.get(..header.length as usize);
-        Ok(frame.is_some_and(|f| header.crc_holds(salt, f)).then_some(header))
+        let length = header.length as usize;
+        let Some(frame) = self.bytes(at, length)?.get(..length) else {
+            return Ok(Err(self.short(at, Met::CutOff)));
+        };
+        Ok(match (header.crc_holds(salt, frame), fits) {
+            (true, true) => Ok(header),
+            (true, false) => Err(Met::OutOfOrder),
+            (false, _) => Err(Met::BadCrc),
+        })
+    }
+
+    /// Why there are fewer bytes at `at` than a frame needs.
+    fn short(&self, at: u64, otherwise: Met) -> Met {
+        let hole = self.holes.iter().find(|h| h.1 > at);
+        if hole.is_some_and(|h| h.0 < self.limit) { Met::Unreadable } else { otherwise }
+    }
+
+    fn hole_at(&self, at: u64) -> Option<(u64, u64)> {
+        self.holes.iter().find(|h| h.0 <= at && at < h.1).copied()
     }
 
     /// Whether a frame behind `gap_bytes` of no frames may have this number, LSN and topic.
@@ -203,12 +262,12 @@ impl Cursor {
         number_fits && rest_fits && header.frame_number < u64::MAX
     }
 
-    /// The first position at or behind `pos` whose 8 bytes aren't all zero.
+    /// The first position at or behind `pos` whose 8 bytes aren't all zero, or can't be read.
     fn skip_zeroes(&mut self, mut pos: u64) -> io::Result<Option<u64>> {
         loop {
             let bytes = self.bytes(pos, 8)?;
             if bytes.is_empty() {
-                return Ok(None);
+                return Ok(self.hole_at(pos).filter(|_| pos < self.limit).map(|_| pos));
             }
             let blocks = bytes.chunks_exact(64).take_while(|b| **b == [0; 64]).count();
             let words = bytes[blocks * 64..].chunks(8).take_while(|w| w.iter().all(|b| *b == 0));
@@ -220,26 +279,69 @@ impl Cursor {
         }
     }
 
-    /// At least `len` bytes at `at`, fewer only at the limit or the file's end, more if they
-    /// are there anyway.
+    /// At least `len` bytes at `at`, fewer only at the limit, at the file's end or at a hole,
+    /// more if they are there anyway.
     fn bytes(&mut self, at: u64, len: usize) -> io::Result<&[u8]> {
-        let left = self.limit.saturating_sub(at);
+        let hole = self.holes.iter().find(|h| h.1 > at).map_or(u64::MAX, |h| h.0);
+        let left = self.limit.min(hole).saturating_sub(at);
         let want = (len as u64).min(left) as usize;
-        let have = |c: &Cursor| at >= c.buf_at && at + want as u64 <= c.buf_at + c.buf.len() as u64;
-        if !have(self) {
+        if want == 0 {
+            return Ok(&[]);
+        }
+        let have = at >= self.buf_at && at + want as u64 <= self.buf_at + self.buf.len() as u64;
+        if !have {
             let room = (want.max(self.buffer_bytes) as u64).min(left) as usize;
             self.buf.resize(room, 0);
             self.buf_at = at;
-            let read = self.file.read_at(at, &mut self.buf);
-            self.buf.truncate(*read.as_ref().unwrap_or(&0));
-            let read = read?;
-            if read < room {
-                // The file is shorter than it should be.
-                self.limit = at + read as u64;
+            let read = match self.file.read_at(at, &mut self.buf) {
+                Ok(read) => Some(read),
+                Err(_) => self.read_pages(want)?,
+            };
+            if let Some(read) = read {
+                self.buf.truncate(read);
+                if read < room {
+                    // The file is shorter than it should be.
+                    self.limit = at + read as u64;
+                }
             }
         }
         let from = (at.saturating_sub(self.buf_at) as usize).min(self.buf.len());
         let to = ((self.limit.saturating_sub(self.buf_at)) as usize).min(self.buf.len());
         Ok(&self.buf[from.min(to)..to])
+    }
+
+    /// Fills the buffer a page at a time, up to the first page that can't be read; that one is
+    /// passed over if it stands within `want` and may be. `None` when the buffer was cut short by
+    /// such a page, else the bytes up to the file's end.
+    fn read_pages(&mut self, want: usize) -> io::Result<Option<usize>> {
+        let mut done = 0;
+        while done < self.buf.len() {
+            let at = self.buf_at + done as u64;
+            let page_end = (at / PAGE_BYTES + 1) * PAGE_BYTES;
+            let end = ((page_end - self.buf_at) as usize).min(self.buf.len());
+            match self.file.read_at(at, &mut self.buf[done..end]) {
+                Ok(read) if read < end - done => return Ok(Some(done + read)),
+                Ok(_) => done = end,
+                Err(e) => {
+                    self.buf.truncate(done);
+                    if done < want || done == 0 {
+                        if self.skips == 0 {
+                            self.buf.clear();
+                            return Err(e);
+                        }
+                        self.skips -= 1;
+                        match self.holes.last_mut().filter(|h| h.1 == at) {
+                            Some(hole) => hole.1 = page_end,
+                            None => {
+                                self.holes.push((at, page_end));
+                                self.holes.sort_unstable();
+                            }
+                        }
+                    }
+                    return Ok(None);
+                }
+            }
+        }
+        Ok(Some(done))
     }
 }

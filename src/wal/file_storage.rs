@@ -66,6 +66,18 @@ impl FileStorage {
         self
     }
 
+    /// Opens an existing directory and takes its lock; makes none.
+    ///
+    /// # Errors
+    /// As [`FileStorage::open`], and when it isn't there.
+    pub fn open_existing(dir: &Path) -> Result<FileStorage, OpenError> {
+        fs::read_dir(dir).map_err(|source| OpenError::Io {
+            what: format!("opening the log's directory {}", dir.display()),
+            source,
+        })?;
+        FileStorage::open(dir)
+    }
+
     /// Opens an existing directory for inspection, beside a process that holds it.
     ///
     /// # Errors

@@ -81,6 +81,8 @@
 //! | 32 | 4 | reserved, 0 |
 //! | 36 | 4 | CRC-32, seeded with the salt, of bytes 0 to 35 |
 //!
+//! LSNs, frame numbers and counts of records are below 2^63: what says otherwise is damaged.
+//!
 //! # What is assumed of the medium
 //! An aligned 8-byte store is never torn in memory. On disk a sector of 512 bytes is old or
 //! new, never mixed; writeback has no order; a sync covers what was stored in that file before
@@ -103,6 +105,9 @@ pub(super) const ASIDE_PREFIX_BYTES: usize = 12;
 pub const REASON_BYTES_MAX: usize = 1024;
 /// Most topics that a segment names.
 pub(super) const TOPICS_PER_SEGMENT_MAX: u32 = 1 << 16;
+
+/// LSNs, frame numbers and counts of records are below it, so that sums of them don't overflow.
+pub(super) const NUMBER_LIMIT: u64 = 1 << 63;
 
 /// Offsets, each the previous one plus its size.
 mod at {
@@ -203,7 +208,7 @@ pub struct SegmentHeader {
 
 /// What the first bytes of a file say.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum HeaderVerdict {
+pub enum HeaderVerdict {
     Good(SegmentHeader),
     /// Nothing was ever written there.
     Unused,
@@ -212,7 +217,7 @@ pub(super) enum HeaderVerdict {
 }
 
 impl SegmentHeader {
-    pub(super) fn encode(&self) -> [u8; SEGMENT_HEADER_BYTES] {
+    pub fn encode(&self) -> [u8; SEGMENT_HEADER_BYTES] {
         let mut b = [0; SEGMENT_HEADER_BYTES];
         put(&mut b, 0, MAGIC);
         put(&mut b, at::VERSION, FORMAT_VERSION.to_le_bytes());
@@ -238,6 +243,8 @@ impl SegmentHeader {
             || get_u32(b, at::VERSION) != FORMAT_VERSION
             || get_u32(b, at::HEADER_LEN) != HEADER_AREA_BYTES as u32
             || get_u32(b, at::HEADER_CRC) != crc32fast::hash(&b[..at::HEADER_CRC])
+            || get_u64(b, at::BASE_LSN) >= NUMBER_LIMIT
+            || get_u64(b, at::FIRST_FRAME) >= NUMBER_LIMIT
         {
             return None;
         }
@@ -259,9 +266,15 @@ impl SegmentHeader {
         })
     }
 
+    /// How many of the two copies are good.
+    pub(super) fn copies_good(area: &[u8]) -> usize {
+        let copies = HEADER_AT.map(|at| area.get(at as usize..).unwrap_or(&[]));
+        copies.iter().filter(|c| SegmentHeader::decode(c).is_some()).count()
+    }
+
     /// Judges the first [`HEADER_AREA_BYTES`] of a file, or what there is of them. One good
     /// copy is enough.
-    pub(super) fn judge(area: &[u8]) -> HeaderVerdict {
+    pub fn judge(area: &[u8]) -> HeaderVerdict {
         let copies = HEADER_AT.map(|at| area.get(at as usize..).unwrap_or(&[]));
         if let Some(header) = copies.iter().find_map(|c| SegmentHeader::decode(c)) {
             return HeaderVerdict::Good(header);
@@ -270,7 +283,7 @@ impl SegmentHeader {
             return HeaderVerdict::Unused;
         }
         // A newer version may have moved everything but magic and version.
-        if area.len() >= at::HEADER_LEN && area[..8] == MAGIC {
+        if area.len() >= at::NUMBER && area[..8] == MAGIC {
             let version = get_u32(area, at::VERSION);
             let bytes = get_u32(area, at::HEADER_LEN);
             let crc_holds = area.len() >= SEGMENT_HEADER_BYTES
@@ -341,7 +354,7 @@ impl FrameHeader {
     }
 
     /// The header's bytes with the CRC over them and the two parts that follow.
-    pub(super) fn encode(
+    pub fn encode(
         &self,
         salt: u32,
         prefix: &[u8],
@@ -366,8 +379,13 @@ impl FrameHeader {
         b
     }
 
+    /// Whether the kind in a header's bytes is one of this version.
+    pub(super) fn knows_kind(b: &[u8]) -> bool {
+        matches!(b.get(at::KIND), Some(1..=5))
+    }
+
     /// Reads a header whose fields agree with each other; the CRC isn't looked at.
-    pub(super) fn decode(b: &[u8]) -> Option<FrameHeader> {
+    pub fn decode(b: &[u8]) -> Option<FrameHeader> {
         let b = b.get(..FRAME_HEADER_BYTES)?;
         let kind = match b[at::KIND] {
             1 => FrameKind::Record,
@@ -413,11 +431,12 @@ impl FrameHeader {
             FrameKind::SetAside => header.prefix_len as usize >= ASIDE_PREFIX_BYTES,
             _ => header.prefix_len == 0,
         };
-        (agrees && prefix_agrees).then_some(header)
+        let in_bounds = header.lsn < NUMBER_LIMIT && header.frame_number < NUMBER_LIMIT;
+        (agrees && prefix_agrees && in_bounds).then_some(header)
     }
 
     /// Whether the CRC holds over a whole frame's bytes, `length` of them.
-    pub(super) fn crc_holds(&self, salt: u32, frame: &[u8]) -> bool {
+    pub fn crc_holds(&self, salt: u32, frame: &[u8]) -> bool {
         let covered = if self.kind == FrameKind::Void { FRAME_HEADER_BYTES } else { frame.len() };
         let mut crc = crc32fast::Hasher::new_with_initial(salt);
         crc.update(&frame[..at::CRC]);
@@ -471,7 +490,7 @@ pub struct SetAsideNote<'a> {
 }
 
 impl<'a> SetAsideNote<'a> {
-    pub(super) fn encode(&self) -> Vec<u8> {
+    pub fn encode(&self) -> Vec<u8> {
         let mut cut = self.reason.len().min(REASON_BYTES_MAX);
         while !self.reason.is_char_boundary(cut) {
             cut -= 1;
@@ -483,7 +502,7 @@ impl<'a> SetAsideNote<'a> {
         b
     }
 
-    pub(super) fn decode(b: &'a [u8]) -> Option<Self> {
+    pub fn decode(b: &'a [u8]) -> Option<Self> {
         let (fixed, reason) = b.split_at_checked(ASIDE_PREFIX_BYTES)?;
         Some(SetAsideNote {
             reason: std::str::from_utf8(reason).ok()?,

@@ -2,11 +2,16 @@
 
 use super::checkpoint::CheckpointData;
 use super::cursor::{Cursor, Found};
-use super::format::{FRAME_HEADER_BYTES, FrameHeader, FrameKind, HEADER_AREA_BYTES, HeaderVerdict, SegmentHeader, SegmentKind, SET_ASIDE_DIR, SetAsideNote, number_of, segment_name};
-use super::seal::{Locator, Seal};
+use super::format::{
+    FRAME_HEADER_BYTES, FrameHeader, FrameKind, HEADER_AREA_BYTES, HeaderVerdict, SET_ASIDE_DIR,
+    SegmentHeader, SegmentKind, SetAsideNote, number_of, segment_name,
+};
 use super::reader::read_seal;
 use super::recover::newest_checkpoint;
+use super::seal::{Locator, Seal};
 use super::storage::{Storage, StorageFile};
+use super::survey::persist;
+use super::verdict::Met;
 use crate::topics::TopicTable;
 use std::io;
 use std::sync::Arc;
@@ -52,6 +57,8 @@ pub enum Inspected<'a> {
         to: u64,
         /// Records that they cost, when a good frame stands behind them.
         records_lost: Option<u64>,
+        /// What stands there.
+        met: Met,
     },
 }
 
@@ -119,21 +126,34 @@ impl FrameWalk {
             storage.open(&segment_name(segment.kind, segment.number))?;
         let table = Arc::new(TopicTable::default());
         let len = file.len()?;
-        Ok(Some(FrameWalk { cursor: Cursor::new(file, header, len, table.clone(), 256 << 10), table }))
+        Ok(Some(FrameWalk {
+            cursor: Cursor::new(file, header, len, table.clone(), 256 << 10),
+            table,
+        }))
     }
 
-    /// The next frame or bad range; `None` at the end.
+    /// The next frame or bad range; `None` at the end. Pages that can't be read are tried again,
+    /// then passed: they are a bad range.
     ///
     /// # Errors
-    /// When the file can't be read.
+    /// None today.
     pub fn next_frame(&mut self) -> io::Result<Option<Inspected<'_>>> {
-        Ok(match self.cursor.next()? {
-            Found::End { from, to } if to > from => {
+        let found = match persist(|| self.cursor.next()) {
+            Ok(found) => found,
+            Err(_) => {
+                self.cursor.skip_unreadable(u32::MAX);
+                self.cursor.next()?
+            }
+        };
+        Ok(match found {
+            Found::End { from, to, met } if to > from => {
                 self.cursor.pos = self.cursor.limit;
-                Some(Inspected::Bad { from, to, records_lost: None })
+                Some(Inspected::Bad { from, to, records_lost: None, met })
             }
             Found::End { .. } => None,
-            Found::Bad { from, to, lost } => Some(Inspected::Bad { from, to, records_lost: lost }),
+            Found::Bad { from, to, lost, met } => {
+                Some(Inspected::Bad { from, to, records_lost: lost, met })
+            }
             Found::Frame(offset, header) => {
                 let bytes = self.cursor.frame_bytes(offset, &header);
                 let rest = bytes.get(FRAME_HEADER_BYTES..).unwrap_or(&[]);

@@ -4,8 +4,9 @@
 
 use super::checkpoint::{CheckpointData, CheckpointWriter, Manifest};
 use super::format::{QUARANTINE_DIR, SegmentKind, segment_name};
+use super::reseal::Resealing;
 use super::shared::{BadRange, Common, Prepared};
-use super::storage::{AppendFile, Storage};
+use super::storage::{AppendFile, Storage, StorageFile};
 use super::types::{AppendError, SaltSource};
 use crate::sync::Ordering;
 use std::io;
@@ -31,6 +32,8 @@ pub struct WalKeeper {
     pub(super) names_pending: bool,
     /// Segments of earlier runs: the process that wrote them may have died before its sync.
     pub(super) recovered: Vec<(SegmentKind, u64)>,
+    /// Those of them that get the seal that their run didn't write.
+    pub(super) reseal: Vec<Resealing>,
 }
 
 /// What one step of the keeper did.
@@ -130,13 +133,15 @@ impl WalKeeper {
         }
         for (kind, number) in std::mem::take(&mut self.recovered) {
             // One descriptor at a time, however many segments there are.
-            match self.common.storage.open(&segment_name(kind, number)).and_then(|f| f.sync()) {
+            let file = self.common.storage.open(&segment_name(kind, number));
+            match file.and_then(|f| f.sync().map(|()| f)) {
+                Ok(file) => self.reseal(kind, number, &*file),
                 Err(e) if e.kind() != io::ErrorKind::NotFound => {
                     self.common.state.lock().failed.push(number);
                     self.common.sync_failures.fetch_add(1, Ordering::Relaxed);
                     first_error.get_or_insert(e);
                 }
-                _ => {}
+                Err(_) => {}
             }
         }
         // Unmapped here, by the thread that may take long.
@@ -153,6 +158,19 @@ impl WalKeeper {
         match first_error {
             Some(e) => Err(e),
             None => checkpoint,
+        }
+    }
+
+    /// Writes the seal of an earlier run's segment whose frames are durable now. Without it the
+    /// next start walks the segment once more, so a failure is no loss.
+    fn reseal(&mut self, kind: SegmentKind, number: u64, file: &dyn StorageFile) {
+        let is_it = |r: &Resealing| r.kind == kind && r.number == number;
+        if let Some(at) = self.reseal.iter().position(is_it)
+            && self.reseal.swap_remove(at).write(file).is_ok()
+            && let Ok(bytes) = file.len()
+            && let Some(live) = self.common.state.lock().live.get_mut(&number)
+        {
+            live.1 = bytes;
         }
     }
 
@@ -300,7 +318,7 @@ impl WalKeeper {
         for number in trimmed {
             let kind = self.common.state.lock().live.get(&number).map(|(kind, _)| *kind);
             if let Some(kind) = kind {
-                match self.common.storage.unlink(&segment_name(kind, number)) {
+                match self.take_away(kind, number) {
                     Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
                     _ => {}
                 }
@@ -310,6 +328,7 @@ impl WalKeeper {
             state.live.remove(&number);
             state.trimmed.retain(|n| *n != number);
             state.failed.retain(|n| *n != number);
+            state.keep.retain(|n| *n != number);
             state.retired.retain(|r| r.number != number);
             if state.shortage[0] == Some(AppendError::Full) {
                 state.shortage[0] = None;
@@ -318,6 +337,20 @@ impl WalKeeper {
             self.common.storage.sync_dir()?;
         }
         Ok(unlinked)
+    }
+
+    /// Removes a segment's file; one with bytes that are nowhere else goes to quarantine.
+    fn take_away(&self, kind: SegmentKind, number: u64) -> io::Result<()> {
+        let name = segment_name(kind, number);
+        let keep = {
+            let state = self.common.state.lock();
+            state.keep.contains(&number) || state.bad.iter().any(|b| b.number == number)
+        };
+        if keep {
+            let to = format!("{QUARANTINE_DIR}/{number:016x}.unreadable");
+            return self.common.storage.rename(&name, &to);
+        }
+        self.common.storage.unlink(&name)
     }
 
     fn quarantine(&mut self, report: &mut StepReport) {
@@ -353,6 +386,11 @@ fn populate_all(file: &mut dyn AppendFile) -> io::Result<()> {
     Ok(())
 }
 
+/// The name of a range's copy in quarantine.
+pub(super) fn quarantine_name(range: &BadRange, why: &str) -> String {
+    format!("{:016x}-{:x}-{:x}.{why}", range.number, range.from, range.to)
+}
+
 /// Copies a range of a segment to a file of its own in quarantine; false when it is there
 /// already from an earlier start.
 pub(super) fn quarantine_range(
@@ -361,7 +399,7 @@ pub(super) fn quarantine_range(
     range: &BadRange,
     why: &str,
 ) -> io::Result<bool> {
-    let name = format!("{:016x}-{:x}-{:x}.{why}", range.number, range.from, range.to);
+    let name = quarantine_name(range, why);
     if storage.list(QUARANTINE_DIR)?.contains(&name) {
         return Ok(false);
     }

@@ -7,7 +7,9 @@ use super::reader::SegmentInfo;
 use super::segment::{SegmentError, SegmentWriter};
 use super::shared::{Common, Retired};
 use super::types::AppendError;
-use crate::record::{LogPosition, Lsn, RecordView};
+use super::replayed::Replayed;
+use super::storage::Storage;
+use crate::record::{LogPosition, Lsn, RecordView, TopicId};
 use crate::stats::Filesystem;
 use crate::sync::Ordering;
 use crate::topics::TopicTable;
@@ -20,6 +22,8 @@ pub struct Wal {
     pub(super) topics: Arc<TopicTable>,
     /// Segments that take no more, oldest first.
     pub(super) segments: VecDeque<SegmentInfo>,
+    /// Where the backlog of earlier runs begins, and the frame number that is due there.
+    pub(super) backlog: Option<(LogPosition, u64)>,
     /// The segments that take records, by kind.
     pub(super) active: [Option<SegmentWriter>; 2],
     /// The frame number that a new segment begins with, by kind.
@@ -29,6 +33,8 @@ pub struct Wal {
     /// The cursor of `read_at`.
     pub(super) random: Option<Cursor>,
     pub(super) unix_ms: i64,
+    /// Topics of which an earlier replay delivered everything below an LSN.
+    pub(super) replayed: Vec<(TopicId, u64)>,
 }
 
 /// Sizes and counts of the log, for gauges.
@@ -224,6 +230,24 @@ impl Wal {
                 self.common.state.lock().trimmed.push(done.header.number);
             }
         }
+    }
+
+    /// Whether a replay of selected topics delivered this record before the log was opened.
+    #[must_use]
+    pub fn is_replayed(&self, topic: TopicId, lsn: Lsn) -> bool {
+        self.replayed.iter().any(|(id, below)| *id == topic && lsn.0 < *below)
+    }
+
+    /// What an earlier replay left, to be gone on with.
+    pub(super) fn replayed_before(&self, storage: &dyn Storage) -> Replayed {
+        let directory_id = self.common.directory_id;
+        let fresh = Replayed { directory_id, ..Replayed::default() };
+        Replayed::read(storage).filter(|r| r.directory_id == directory_id).unwrap_or(fresh)
+    }
+
+    /// Hands a set-aside segment to the keeper to be removed: all in it is final.
+    pub(super) fn discard(&mut self, number: u64) {
+        self.common.state.lock().trimmed.push(number);
     }
 
     /// Wall-clock time for the headers of segments to come.

@@ -1,16 +1,22 @@
 //! Owns the simulated storage: deterministic, in memory, with crashes, power cuts and faults.
 //!
-//! Every call that changes something is an *op* and is counted. The fault model: a process
-//! crash keeps everything written; a power cut keeps what was synced, and of the rest any
-//! subset of 512-byte sectors, any subset of unsynced names, and either length of a file.
+//! Every call that changes something is an *op* and is counted. The fault model:
+//! - A crash of the process comes before, in the middle of or after any op. What was stored is
+//!   there; of the write that it interrupts a part, of a creation a file of another length.
+//! - A power cut keeps what was synced. Of the rest it keeps any subset of the 512-byte sectors
+//!   (writeback has no order), any subset of the changes of names (so a rename without the
+//!   content, a removal taken back), and of a file's lengths the synced one, the last one, or one
+//!   between.
+//! - A sync that fails has lost what it was to write: the next one, which succeeds, doesn't
+//!   bring it back.
+
+mod disk;
 
 use super::storage::{AppendFile, Storage, StorageFile};
+use disk::{Disk, MemoryFile, NameOp, WHOLE};
 use parking_lot::Mutex;
-use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
-
-const SECTOR_BYTES: usize = 512;
 
 /// The calls of the seam, for choosing which ones fail.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -41,144 +47,19 @@ pub enum StorageOp {
 /// it is done.
 pub type FaultPlan = Box<dyn FnMut(u64, StorageOp) -> Option<io::ErrorKind> + Send>;
 
+/// What was done to segments over the life of a directory, for the coverage of a simulation.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct StorageCounts {
+    /// Files made by `create`.
+    pub created: u64,
+    /// Names removed.
+    pub unlinked: u64,
+}
+
 /// A directory in memory. Clones share it.
 #[derive(Clone, Default)]
 pub struct MemoryStorage {
     disk: Arc<Mutex<Disk>>,
-}
-
-#[derive(Default)]
-struct Disk {
-    files: Vec<MemoryFile>,
-    names: BTreeMap<String, usize>,
-    durable_names: BTreeMap<String, usize>,
-    pending: Vec<NameOp>,
-    ops: u64,
-    crash_at: Option<u64>,
-    crashed: bool,
-    faults: Option<FaultPlan>,
-    capacity_bytes: Option<u64>,
-}
-
-#[derive(Clone, Default)]
-struct MemoryFile {
-    live: Vec<u8>,
-    durable: Vec<u8>,
-    /// A bit for each sector of `live` that differs, or may differ, from `durable`.
-    dirty: Vec<u64>,
-}
-
-#[derive(Clone)]
-enum NameOp {
-    Create(String, usize),
-    Rename(String, String),
-    Unlink(String),
-}
-
-impl NameOp {
-    fn apply(&self, names: &mut BTreeMap<String, usize>) {
-        match self {
-            NameOp::Create(name, file) => {
-                names.insert(name.clone(), *file);
-            }
-            NameOp::Rename(from, to) => {
-                if let Some(file) = names.remove(from) {
-                    names.insert(to.clone(), file);
-                }
-            }
-            NameOp::Unlink(name) => {
-                names.remove(name);
-            }
-        }
-    }
-}
-
-impl MemoryFile {
-    fn write(&mut self, at: usize, bytes: &[u8]) {
-        if bytes.is_empty() {
-            return;
-        }
-        let end = at + bytes.len();
-        if self.live.len() < end {
-            self.live.resize(end, 0);
-        }
-        self.live[at..end].copy_from_slice(bytes);
-        for sector in at / SECTOR_BYTES..=(end - 1) / SECTOR_BYTES {
-            if self.dirty.len() <= sector / 64 {
-                self.dirty.resize(sector / 64 + 1, 0);
-            }
-            self.dirty[sector / 64] |= 1 << (sector % 64);
-        }
-    }
-
-    /// Copies the dirty sectors that `keep` chooses into `durable`.
-    fn settle(&mut self, mut keep: impl FnMut() -> bool) {
-        for (word, bits) in self.dirty.iter().enumerate() {
-            let mut bits = *bits;
-            while bits != 0 {
-                let from = (word * 64 + bits.trailing_zeros() as usize) * SECTOR_BYTES;
-                let to = (from + SECTOR_BYTES).min(self.durable.len()).min(self.live.len());
-                if from < to && keep() {
-                    self.durable[from..to].copy_from_slice(&self.live[from..to]);
-                }
-                bits &= bits - 1;
-            }
-        }
-        self.dirty.clear();
-    }
-}
-
-impl Disk {
-    fn step(&mut self, op: StorageOp) -> io::Result<()> {
-        if self.crashed {
-            return Err(io::Error::other("crashed"));
-        }
-        if let Some(faults) = &mut self.faults
-            && let Some(kind) = faults(self.ops, op)
-        {
-            return Err(kind.into());
-        }
-        if !matches!(op, StorageOp::Read | StorageOp::Populate) {
-            if self.crash_at == Some(self.ops) {
-                self.crashed = true;
-                return Err(io::Error::other("crashed"));
-            }
-            self.ops += 1;
-        }
-        Ok(())
-    }
-
-    fn used(&self) -> u64 {
-        self.names.values().map(|f| self.files[*f].live.len() as u64).sum()
-    }
-
-    fn room(&self, more: u64) -> io::Result<()> {
-        match self.capacity_bytes {
-            Some(all) if self.used() + more > all => Err(io::ErrorKind::StorageFull.into()),
-            _ => Ok(()),
-        }
-    }
-
-    fn add(&mut self, name: &str, len: u64) -> usize {
-        let file = self.files.len();
-        self.files.push(MemoryFile { live: vec![0; len as usize], ..MemoryFile::default() });
-        self.names.insert(name.to_string(), file);
-        self.pending.push(NameOp::Create(name.to_string(), file));
-        file
-    }
-
-    /// The write that a crash interrupts leaves its first half.
-    fn write(&mut self, file: usize, at: u64, bytes: &[u8]) -> io::Result<()> {
-        let crashed_before = self.crashed;
-        let step = self.step(StorageOp::Write);
-        let done = match &step {
-            Ok(()) => bytes.len(),
-            Err(_) if self.crashed && !crashed_before => bytes.len() / 16 * 8,
-            Err(_) => 0,
-        };
-        self.files[file].write(at as usize, &bytes[..done]);
-        step
-    }
 }
 
 impl MemoryStorage {
@@ -194,9 +75,21 @@ impl MemoryStorage {
         self.disk.lock().ops
     }
 
-    /// The op with this number (from 0) and all calls after it fail; of a write, half is done.
+    /// The op with this number (from 0) and all calls after it fail; half of it is done.
     pub fn crash_at(&self, op: u64) {
-        self.disk.lock().crash_at = Some(op);
+        self.crash_in(op, WHOLE / 2);
+    }
+
+    /// The same with so many eighths of it done: 0 is before it, 8 after it. What has no middle
+    /// is done at 8 only.
+    pub fn crash_in(&self, op: u64, eighths: u64) {
+        self.disk.lock().crash_in = Some((op, eighths.min(WHOLE)));
+    }
+
+    /// What was done to segments, by earlier processes too.
+    #[must_use]
+    pub fn counts(&self) -> StorageCounts {
+        self.disk.lock().counts
     }
 
     /// Whether the crash has happened.
@@ -215,28 +108,29 @@ impl MemoryStorage {
         self.disk.lock().capacity_bytes = bytes;
     }
 
+    /// Reads that touch these bytes of a file fail from now on; an empty range mends it. A file's
+    /// bytes stay unreadable under another name.
+    pub fn set_unreadable(&self, name: &str, from: u64, to: u64) {
+        let mut disk = self.disk.lock();
+        if let Some(&file) = disk.names.get(name) {
+            disk.unreadable.retain(|u| u.0 != file);
+            disk.unreadable.extend((from < to).then_some((file, from, to)));
+        }
+    }
+
     /// What the next process finds after this one died: everything written so far, synced or
     /// not. What wasn't synced can still be lost in a later power cut.
     #[must_use]
     pub fn process_crash_image(&self) -> MemoryStorage {
-        let disk = self.disk.lock();
-        MemoryStorage {
-            disk: Arc::new(Mutex::new(Disk {
-                files: disk.files.clone(),
-                names: disk.names.clone(),
-                durable_names: disk.durable_names.clone(),
-                pending: disk.pending.clone(),
-                capacity_bytes: disk.capacity_bytes,
-                ..Disk::default()
-            })),
-        }
+        let image = self.disk.lock().image();
+        MemoryStorage { disk: Arc::new(Mutex::new(image)) }
     }
 
     /// What the next process finds after a power cut; `seed` chooses which of the unsynced
     /// sectors, names and lengths are there.
     #[must_use]
     pub fn power_cut_image(&self, seed: u64) -> MemoryStorage {
-        let disk = self.disk.lock();
+        let mut image = self.disk.lock().image();
         let mut state = seed;
         let mut coin = || {
             // splitmix64
@@ -246,29 +140,16 @@ impl MemoryStorage {
             z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
             (z ^ (z >> 31)) & 1 == 1
         };
-        let mut names = disk.durable_names.clone();
-        for op in &disk.pending {
+        for op in std::mem::take(&mut image.pending) {
             if coin() {
-                op.apply(&mut names);
+                op.apply(&mut image.durable_names);
             }
         }
-        let mut files = disk.files.clone();
-        for file in &mut files {
-            if file.durable.len() != file.live.len() && coin() {
-                file.durable.resize(file.live.len(), 0);
-            }
-            file.settle(&mut coin);
-            file.live.clone_from(&file.durable);
+        image.names.clone_from(&image.durable_names);
+        for file in &mut image.files {
+            file.cut_power(&mut coin);
         }
-        MemoryStorage {
-            disk: Arc::new(Mutex::new(Disk {
-                files,
-                durable_names: names.clone(),
-                names,
-                capacity_bytes: disk.capacity_bytes,
-                ..Disk::default()
-            })),
-        }
+        MemoryStorage { disk: Arc::new(Mutex::new(image)) }
     }
 
     /// A file's bytes, for tests.
@@ -305,7 +186,7 @@ impl MemoryStorage {
 impl Storage for MemoryStorage {
     fn list(&self, dir: &str) -> io::Result<Vec<String>> {
         let mut disk = self.disk.lock();
-        disk.step(StorageOp::Read)?;
+        disk.read()?;
         let prefix = if dir.is_empty() { String::new() } else { format!("{dir}/") };
         let within = disk.names.keys().filter_map(|name| name.strip_prefix(&prefix));
         Ok(within.filter(|name| !name.contains('/')).map(str::to_string).collect())
@@ -317,14 +198,16 @@ impl Storage for MemoryStorage {
             return Err(io::ErrorKind::AlreadyExists.into());
         }
         disk.room(len)?;
-        disk.step(StorageOp::Create)?;
-        let file = disk.add(name, len);
+        let (done, said) = disk.step(StorageOp::Create);
+        let file = if done > 0 { disk.add(name, len * done / WHOLE) } else { 0 };
+        said?;
+        disk.counts.created += 1;
         Ok(Box::new(Appender { disk: self.disk.clone(), file, len }))
     }
 
     fn open(&self, name: &str) -> io::Result<Arc<dyn StorageFile>> {
         let mut disk = self.disk.lock();
-        disk.step(StorageOp::Read)?;
+        disk.read()?;
         let file = *disk.names.get(name).ok_or(io::ErrorKind::NotFound)?;
         Ok(self.handle(file))
     }
@@ -334,8 +217,9 @@ impl Storage for MemoryStorage {
         let file = match disk.names.get(name) {
             Some(file) => *file,
             None => {
-                disk.step(StorageOp::Create)?;
-                disk.add(name, 0)
+                let mut file = 0;
+                disk.step_whole(StorageOp::Create, |disk| file = disk.add(name, 0))?;
+                file
             }
         };
         Ok(self.handle(file))
@@ -343,27 +227,35 @@ impl Storage for MemoryStorage {
 
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
         let mut disk = self.disk.lock();
-        disk.step(StorageOp::Rename)?;
-        let file = disk.names.remove(from).ok_or(io::ErrorKind::NotFound)?;
-        disk.names.insert(to.to_string(), file);
-        disk.pending.push(NameOp::Rename(from.to_string(), to.to_string()));
-        Ok(())
+        let file = disk.names.get(from).copied();
+        disk.step_whole(StorageOp::Rename, |disk| {
+            if let Some(file) = file {
+                disk.names.remove(from);
+                disk.names.insert(to.to_string(), file);
+                disk.pending.push(NameOp::Rename(from.to_string(), to.to_string(), file));
+            }
+        })?;
+        file.map(|_| ()).ok_or(io::ErrorKind::NotFound.into())
     }
 
     fn unlink(&self, name: &str) -> io::Result<()> {
         let mut disk = self.disk.lock();
-        disk.step(StorageOp::Unlink)?;
-        disk.names.remove(name).ok_or(io::ErrorKind::NotFound)?;
-        disk.pending.push(NameOp::Unlink(name.to_string()));
-        Ok(())
+        let mut was_there = false;
+        disk.step_whole(StorageOp::Unlink, |disk| {
+            was_there = disk.names.remove(name).is_some();
+            if was_there {
+                disk.pending.push(NameOp::Unlink(name.to_string()));
+                disk.counts.unlinked += 1;
+            }
+        })?;
+        if was_there { Ok(()) } else { Err(io::ErrorKind::NotFound.into()) }
     }
 
     fn sync_dir(&self) -> io::Result<()> {
-        let mut disk = self.disk.lock();
-        disk.step(StorageOp::SyncDir)?;
-        disk.pending.clear();
-        disk.durable_names = disk.names.clone();
-        Ok(())
+        self.disk.lock().step_whole(StorageOp::SyncDir, |disk| {
+            disk.pending.clear();
+            disk.durable_names = disk.names.clone();
+        })
     }
 
     fn free_bytes(&self) -> io::Result<u64> {
@@ -380,7 +272,11 @@ struct Handle {
 impl StorageFile for Handle {
     fn read_at(&self, offset: u64, into: &mut [u8]) -> io::Result<usize> {
         let mut disk = self.disk.lock();
-        disk.step(StorageOp::Read)?;
+        disk.read()?;
+        let end = offset + into.len() as u64;
+        if disk.unreadable.iter().any(|u| u.0 == self.file && u.1 < end && offset < u.2) {
+            return Err(rustix::io::Errno::IO.into());
+        }
         let live = &disk.files[self.file].live;
         let from = (offset as usize).min(live.len());
         let n = into.len().min(live.len() - from);
@@ -397,24 +293,27 @@ impl StorageFile for Handle {
 
     fn sync(&self) -> io::Result<()> {
         let mut disk = self.disk.lock();
-        disk.step(StorageOp::Sync)?;
-        let file = &mut disk.files[self.file];
-        file.durable.resize(file.live.len(), 0);
-        file.settle(|| true);
-        Ok(())
+        let id = self.file;
+        let said = disk.step_whole(StorageOp::Sync, |disk| {
+            let file = &mut disk.files[id];
+            file.durable.resize(file.live.len(), 0);
+            file.settle(|| true);
+        });
+        if said.is_err() && !disk.crashed {
+            disk.files[id].dirty.clear();
+        }
+        said
     }
 
     fn len(&self) -> io::Result<u64> {
         let mut disk = self.disk.lock();
-        disk.step(StorageOp::Read)?;
+        disk.read()?;
         Ok(disk.files[self.file].live.len() as u64)
     }
 
     fn truncate(&self, len: u64) -> io::Result<()> {
-        let mut disk = self.disk.lock();
-        disk.step(StorageOp::Truncate)?;
-        disk.files[self.file].live.resize(len as usize, 0);
-        Ok(())
+        let (mut disk, id) = (self.disk.lock(), self.file);
+        disk.step_whole(StorageOp::Truncate, |disk| disk.files[id].truncate(len as usize))
     }
 }
 
@@ -439,15 +338,15 @@ impl AppendFile for Appender {
 
     fn commit_at(&mut self, offset: u64, word: u64) -> io::Result<()> {
         self.in_range(offset, 8)?;
-        let mut disk = self.disk.lock();
-        disk.step(StorageOp::Commit)?;
-        disk.files[self.file].write(offset as usize, &word.to_le_bytes());
-        Ok(())
+        let (mut disk, id) = (self.disk.lock(), self.file);
+        disk.step_whole(StorageOp::Commit, |disk| {
+            disk.files[id].write(offset as usize, &word.to_le_bytes());
+        })
     }
 
     fn populate(&mut self, offset: u64, len: u64) -> io::Result<()> {
         self.in_range(offset, len as usize)?;
-        self.disk.lock().step(StorageOp::Populate)
+        self.disk.lock().step(StorageOp::Populate).1
     }
 
     fn file(&self) -> Arc<dyn StorageFile> {

@@ -3,15 +3,17 @@
 //!
 //! Owns: the files of a log's directory. [`Wal`] is the flusher's half (append, read, trim:
 //! no sync, no file made or removed), [`WalKeeper`] the keeper's (everything slow). The bytes
-//! are in [`format`], the verdicts on what recovery meets in `cursor` and `recover`.
+//! are in [`format`], the verdicts on what recovery meets in `verdict` (positions) and `recover`
+//! (whole segments).
 //!
-//! Reading order: `storage`, `format`, `segment`, `log`, `cursor`, `reader`, `recover`,
-//! `keeper`, `checkpoint`.
+//! Reading order: `storage`, `format`, `segment`, `log`, `verdict`, `cursor`, `reader`,
+//! `recover`, `survey`, `keeper`, `checkpoint`.
 
 mod checkpoint;
 mod cursor;
 mod directory;
 mod file_storage;
+mod findings;
 pub mod format;
 mod guard;
 mod inspect;
@@ -22,27 +24,42 @@ mod memory_storage;
 mod open;
 mod reader;
 mod recover;
+mod redrive;
+mod repair;
+mod replayed;
+mod reseal;
 mod seal;
 mod segment;
 mod shared;
 mod storage;
+mod survey;
 #[cfg(test)]
 mod tests;
 mod types;
+mod verdict;
+mod verify;
 
-pub use checkpoint::{CheckpointData, TopicBooks};
+pub use checkpoint::{CheckpointData, Manifest, Slot, TopicBooks};
 pub use file_storage::FileStorage;
-pub use format::{FrameHeader, FrameKind, SegmentHeader, SegmentKind, SetAsideNote};
+pub use findings::{Finding, Verification, Weight};
+pub use format::{
+    FrameHeader, FrameKind, HeaderVerdict, SegmentHeader, SegmentKind, SetAsideNote,
+};
 pub use inspect::{FrameWalk, Inspected, SegmentSummary, inspect, inspect_checkpoint};
 pub use keeper::{StepReport, WalKeeper};
 pub use log::{Wal, WalStats};
-pub use memory_storage::{FaultPlan, MemoryStorage, StorageOp};
+pub use memory_storage::{FaultPlan, MemoryStorage, StorageCounts, StorageOp};
 pub use reader::Reader;
-pub use seal::Seal;
+pub use redrive::Orphan;
+pub use repair::{Repaired, plan, repair};
+pub use replayed::Replayed;
+pub use seal::{Locator, Seal};
 pub use storage::{AppendFile, Storage, StorageFile};
+pub use verdict::Met;
 pub use types::{
     AppendError, DamageReport, LogRecord, ReadError, ReadItem, Recovery, SaltSource, WalOptions,
     random_salts,
 };
+pub use verify::{bytes_to_verify, verify};
 
 use format::segment_name;

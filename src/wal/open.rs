@@ -5,6 +5,7 @@ use super::format::{ASIDE_PREFIX_BYTES, FRAME_HEADER_BYTES, REASON_BYTES_MAX, Se
 use super::keeper::{NO_SEGMENT, WalKeeper};
 use super::log::Wal;
 use super::recover::recover;
+use super::replayed::Replayed;
 use super::segment::SegmentWriter;
 use super::shared::{Common, State};
 use super::storage::Storage;
@@ -73,6 +74,7 @@ impl Wal {
             state: Mutex::new(State {
                 live: opened.live,
                 trimmed: opened.trimmed,
+                keep: opened.keep,
                 ..State::default()
             }),
             appended_below: AtomicU64::new(recovery.next_lsn.0),
@@ -97,6 +99,7 @@ impl Wal {
             synced_asides: 0,
             names_pending: false,
             recovered,
+            reseal: opened.reseal,
         };
         let prepared = keeper.prepare(SegmentKind::Main);
         if let Err(source) = prepared
@@ -111,16 +114,27 @@ impl Wal {
                 source,
             });
         }
-        let wal = Wal {
+        let backlog = recovery.backlog.map(|at| (at, opened.backlog_frame));
+        let mut wal = Wal {
             common,
             topics,
             segments: opened.segments,
+            backlog,
             active: [None, None],
             next_frame: opened.next_frame,
             frame_bytes_max,
             random: None,
             unix_ms: now_unix_ms,
+            replayed: Vec::new(),
         };
+        let before = wal.replayed_before(&*wal.common.storage);
+        let watermark = recovery.checkpoint.as_ref().map_or(0, |c| c.watermark.0);
+        if !before.below.is_empty() && before.below.values().all(|below| *below <= watermark) {
+            // The watermark has come as far. If it stays, no harm is done.
+            let _ = Replayed::remove(&*wal.common.storage);
+        }
+        let named = before.below.iter().map(|(name, below)| (wal.topics.intern(name), *below));
+        wal.replayed = named.collect();
         Ok((wal, keeper, recovery))
     }
 }

@@ -2,11 +2,14 @@
 //! segment.
 
 use super::cursor::{Cursor, Found};
-use super::format::{FRAME_HEADER_BYTES, FrameHeader, FrameKind, HEADER_AREA_BYTES, LocalTopics, SegmentHeader};
-use super::seal::{Seal};
+use super::format::{
+    FRAME_HEADER_BYTES, FrameHeader, FrameKind, HEADER_AREA_BYTES, LocalTopics, SegmentHeader,
+};
+use super::seal::Seal;
 use super::shared::BadRange;
 use super::storage::StorageFile;
 use super::types::{LogRecord, ReadError, ReadItem};
+use super::verdict::Met;
 use super::{SegmentKind, Wal, segment_name};
 use crate::record::{LogPosition, Lsn, RecordView, TopicId};
 use crate::topics::TopicTable;
@@ -36,11 +39,23 @@ pub struct Reader {
     expect: Option<u64>,
     /// The segment of `at` has been read to its end.
     ended: bool,
+    /// What can't be read is passed, until the next record.
+    skip: bool,
 }
 
 impl Reader {
     pub(super) fn new(at: LogPosition) -> Self {
-        Reader { at, cursor: None, expect: None, ended: false }
+        Reader { at, cursor: None, expect: None, ended: false, skip: false }
+    }
+
+    /// Lets the next read pass what the storage refuses: one page, or a segment that can't be
+    /// opened at all. What was there comes as [`ReadItem::Damage`]; its file is never removed,
+    /// but goes to quarantine when it is trimmed.
+    pub fn skip_unreadable(&mut self) {
+        self.skip = true;
+        if let Some(cursor) = &mut self.cursor {
+            cursor.skip_unreadable(1);
+        }
     }
 
     /// Where it stands: what a new reader from here would yield is what this one would.
@@ -50,9 +65,15 @@ impl Reader {
     }
 }
 
+const BETWEEN: &str = "records are missing between two segments";
+const AT_END: &str = "records are missing at the end of a segment";
+const GONE: &str = "the segment's file is gone";
+/// Unreadable pages that a walk for names or numbers passes: the flusher waits for it.
+const WALK_SKIPS: u32 = 64;
+
 enum Step {
     Record(u64, FrameHeader),
-    Damage { records_lost: u64, bytes: u64 },
+    Damage { records_lost: u64, bytes: u64, why: &'static str },
     CaughtUp,
     Error(io::ErrorKind),
 }
@@ -69,13 +90,16 @@ impl Wal {
     /// A reader that begins at `from`; where that is gone, at the first record behind it.
     #[must_use]
     pub fn reader(&self, from: LogPosition) -> Reader {
-        Reader::new(from)
+        let due = self.backlog.filter(|(at, _)| *at == from).map(|(_, due)| due);
+        Reader { expect: due, ..Reader::new(from) }
     }
 
     /// What comes next. The record's bytes can be used until the next call.
     pub fn read_next<'r>(&self, reader: &'r mut Reader) -> ReadItem<'r> {
         match self.step(reader) {
-            Step::Damage { records_lost, bytes } => ReadItem::Damage { records_lost, bytes },
+            Step::Damage { records_lost, bytes, why } => {
+                ReadItem::Damage { records_lost, bytes, why }
+            }
             Step::CaughtUp => ReadItem::CaughtUp,
             Step::Error(kind) => ReadItem::Error(kind),
             Step::Record(at, header) => match &reader.cursor {
@@ -91,7 +115,7 @@ impl Wal {
                 match self.turn_page(reader) {
                     None => return Step::CaughtUp,
                     Some(0) => {}
-                    Some(records_lost) => return Step::Damage { records_lost, bytes: 0 },
+                    Some(records_lost) => return missing(records_lost, BETWEEN),
                 }
             }
             let Some(cursor) = &mut reader.cursor else {
@@ -100,8 +124,12 @@ impl Wal {
                     Ok(false) => return Step::CaughtUp,
                     Err(e) if e.kind() == io::ErrorKind::NotFound => {
                         // The file went away under us: its records are lost, and counted.
-                        let lost = self.end_segment(reader);
-                        return Step::Damage { records_lost: lost, bytes: 0 };
+                        return missing(self.end_segment(reader), GONE);
+                    }
+                    Err(_) if reader.skip => {
+                        reader.skip = false;
+                        self.keep(reader.at.segment);
+                        return missing(self.end_segment(reader), Met::Unreadable.words());
                     }
                     Err(e) => return Step::Error(e.kind()),
                 }
@@ -118,7 +146,7 @@ impl Wal {
                 }
                 match self.end_segment(reader) {
                     0 => continue,
-                    records_lost => return Step::Damage { records_lost, bytes: 0 },
+                    records_lost => return missing(records_lost, AT_END),
                 }
             }
             match cursor.next() {
@@ -127,29 +155,34 @@ impl Wal {
                     reader.at.offset = cursor.pos;
                     reader.expect = cursor.expect;
                     if header.is_record() {
+                        reader.skip = false;
+                        cursor.skip_unreadable(0);
                         return Step::Record(at, header);
                     }
                 }
-                Ok(Found::Bad { from, to, lost }) => {
+                Ok(Found::Bad { from, to, lost, met }) => {
                     let (number, found) = (cursor.header().number, cursor.expect);
+                    let unreadable = cursor.is_unreadable(from, to);
                     reader.at.offset = cursor.pos;
                     reader.expect = found;
                     let lost = lost.unwrap_or_else(|| {
                         let before = self.expect_at(number, from);
                         found.zip(before).map_or(0, |(n, before)| n.saturating_sub(before))
                     });
-                    self.report_bad(number, from, to);
-                    return Step::Damage { records_lost: lost, bytes: to - from };
+                    let why = self.report_bad(number, from, to, met, unreadable);
+                    return Step::Damage { records_lost: lost, bytes: to - from, why };
                 }
                 Ok(Found::End { .. }) if active => return Step::CaughtUp,
-                Ok(Found::End { from, to }) => {
+                Ok(Found::End { from, to, met }) => {
                     let number = cursor.header().number;
+                    let unreadable = cursor.is_unreadable(from, to);
+                    let mut why = AT_END;
                     if to > from {
-                        self.report_bad(number, from, to);
+                        why = self.report_bad(number, from, to, met, unreadable);
                     }
                     let records_lost = self.end_segment(reader);
                     if records_lost > 0 || to > from {
-                        return Step::Damage { records_lost, bytes: to - from };
+                        return Step::Damage { records_lost, bytes: to - from, why };
                     }
                 }
             }
@@ -187,7 +220,8 @@ impl Wal {
         }
         reader.at.offset = reader.at.offset.max(HEADER_AREA_BYTES);
         let Some(mut cursor) = self.cursor(header.number)? else { return Ok(false) };
-        let topics = self.topics_of(header.number, cursor.file())?;
+        let topics = self.topics_of(header.number, cursor.file(), reader.skip)?;
+        cursor.skip_unreadable(u32::from(reader.skip));
         cursor.seek(reader.at.offset, topics);
         if reader.expect.is_some() {
             cursor.expect = reader.expect;
@@ -213,7 +247,7 @@ impl Wal {
             Some(cursor) => cursor,
             None => {
                 let mut cursor = self.cursor(number).map_err(storage)?.ok_or(ReadError::Gone)?;
-                cursor.topics = self.topics_of(number, cursor.file()).map_err(storage)?;
+                cursor.topics = self.topics_of(number, cursor.file(), true).map_err(storage)?;
                 cursor
             }
         };
@@ -227,13 +261,31 @@ impl Wal {
         cursor.limit = span.end;
         cursor.seek(position.offset, topics);
         cursor.expect = None;
-        let found = cursor.next();
+        let found = cursor.next().map_err(storage);
+        if let Ok(Found::Bad { from, to, .. } | Found::End { from, to, .. }) = found
+            && to > from
+        {
+            self.common.state.lock().bad.push(BadRange { number, from, to });
+        }
         let cursor = self.random.insert(cursor);
-        match found.map_err(storage)? {
+        match found? {
             Found::Frame(at, header) if at == position.offset && header.is_record() => {
                 Ok(log_record(cursor, at, &header))
             }
             _ => Err(ReadError::Damaged),
+        }
+    }
+
+    /// The record at a position can't be read and was given up: its file is never removed, but
+    /// goes to quarantine when it is trimmed.
+    pub fn given_up(&self, position: LogPosition) {
+        self.keep(position.segment);
+    }
+
+    fn keep(&self, number: u64) {
+        let mut state = self.common.state.lock();
+        if !state.keep.contains(&number) {
+            state.keep.push(number);
         }
     }
 
@@ -270,7 +322,12 @@ impl Wal {
     }
 
     /// Names of a segment's topics: what is known, else its seal's, else by a walk.
-    fn topics_of(&self, number: u64, file: &Arc<dyn StorageFile>) -> io::Result<LocalTopics> {
+    fn topics_of(
+        &self,
+        number: u64,
+        file: &Arc<dyn StorageFile>,
+        skip: bool,
+    ) -> io::Result<LocalTopics> {
         if let Some(active) = self.active_main().filter(|a| a.header.number == number) {
             return Ok(active.local_topics());
         }
@@ -278,13 +335,23 @@ impl Wal {
         if let Some(topics) = &info.topics {
             return Ok(topics.clone());
         }
-        if let Some((offset, length)) = info.seal
-            && let Some(seal) = read_seal(&**file, &info.header, offset, length)?
-        {
-            return Ok(intern_all(&seal, &self.topics));
+        if let Some((offset, length)) = info.seal {
+            match read_seal(&**file, &info.header, offset, length) {
+                Ok(Some(seal)) => return Ok(intern_all(&seal, &self.topics)),
+                Err(e) if !skip => return Err(e),
+                _ => {}
+            }
         }
         let Some(mut cursor) = self.cursor(number)? else { return Ok(LocalTopics::new()) };
-        while !matches!(cursor.next()?, Found::End { .. }) {}
+        cursor.skip_unreadable(if skip { WALK_SKIPS } else { 0 });
+        loop {
+            match cursor.next() {
+                Ok(Found::End { .. }) => break,
+                Err(e) if !skip => return Err(e),
+                Err(_) => break,
+                Ok(_) => {}
+            }
+        }
         Ok(cursor.topics)
     }
 
@@ -292,18 +359,37 @@ impl Wal {
     /// only needed where a reader begins at damage.
     fn expect_at(&self, number: u64, offset: u64) -> Option<u64> {
         let mut cursor = self.cursor(number).ok().flatten()?;
+        cursor.skip_unreadable(WALK_SKIPS);
         while cursor.pos < offset {
             match cursor.next() {
-                Ok(Found::End { .. }) | Err(_) => break,
+                Ok(Found::End { .. }) => break,
+                Err(_) => return None,
                 Ok(_) => {}
             }
         }
         cursor.expect
     }
 
-    fn report_bad(&self, number: u64, from: u64, to: u64) {
+    /// Has the keeper copy a bad range; a file that can't be read is kept whole instead.
+    fn report_bad(
+        &self,
+        number: u64,
+        from: u64,
+        to: u64,
+        met: Met,
+        unreadable: bool,
+    ) -> &'static str {
+        if unreadable {
+            self.keep(number);
+            return Met::Unreadable.words();
+        }
         self.common.state.lock().bad.push(BadRange { number, from, to });
+        met.words()
     }
+}
+
+fn missing(records_lost: u64, why: &'static str) -> Step {
+    Step::Damage { records_lost, bytes: 0, why }
 }
 
 /// A seal's names as topics of this table, by local number.

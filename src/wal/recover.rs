@@ -5,29 +5,37 @@
 //! counted. No old segment is ever appended to.
 //!
 //! Sealed segments are known by their seal; only the one that holds the watermark and those
-//! never sealed are walked. The cursor's table says what a walk makes of each position; this
-//! is what becomes of whole segments:
+//! never sealed are walked. The table in `verdict` says what a walk makes of each position;
+//! this is what becomes of whole segments:
 //!
 //! | met | verdict |
 //! |---|---|
 //! | good header, good locator and seal | known without a walk |
-//! | good header, no seal | walked to its end; zeroes behind the last frame are cut off |
+//! | good header, no seal | walked to its end; what stands behind the last frame is cut off; sealed by the keeper |
 //! | good header, locator without its seal (cut file) | walked; the locator says how many records are gone |
-//! | every byte zero | prepared and never used: removed |
+//! | every byte zero | prepared and never used: emptied, and removed by the keeper |
 //! | header area zero, bytes behind it; or a bad header and no byte behind it | unfinished: moved to quarantine |
 //! | newer version | moved to `newer-version/` |
-//! | bad header, wrong name, other kind, other log, other directory, unreadable | moved to quarantine |
-//! | named by the manifest and not there | counted |
-//! | all records below the watermark | removed |
+//! | bad header, wrong name, other kind, other log, other directory | moved to quarantine |
+//! | can't be opened, or its header can't be read | tried again, then moved to quarantine |
+//! | a page behind the header can't be read | tried again, then passed; the rest is read; the file goes to quarantine instead of being removed |
+//! | no descriptor or no memory left to open it | the open fails: that is no fault of the data |
+//! | named by the manifest and not there | counted, unless all that it may have held was final |
+//! | all records below the watermark, and so were those missing behind it | removed |
+//!
+//! The directory's id is that of most segments; the manifest and the checkpoint vote too, one
+//! vote each, and a tie goes to the manifest. A manifest or checkpoint of another directory is
+//! not used, and goes to quarantine.
 
-use super::checkpoint::{CheckpointData, Manifest, SLOTS, read_slots};
-use super::cursor::{Cursor, Found};
-use super::format::{HEADER_AREA_BYTES, HeaderVerdict, LocalTopics, NEWER_DIR, QUARANTINE_DIR, SET_ASIDE_DIR, SegmentHeader, SegmentKind, number_of, pad8, segment_name};
-use super::seal::{Locator};
-use super::keeper::quarantine_range;
-use super::reader::{SegmentInfo, intern_all, read_seal};
-use super::shared::BadRange;
+use super::checkpoint::{CheckpointData, MANIFEST, Manifest, SLOTS, Slot, read_slots};
+use super::format::{
+    HEADER_AREA_BYTES, HeaderVerdict, NEWER_DIR, QUARANTINE_DIR, SET_ASIDE_DIR, SegmentHeader,
+    SegmentKind, number_of, segment_name,
+};
+use super::reader::SegmentInfo;
+use super::reseal::Resealing;
 use super::storage::{Storage, StorageFile};
+use super::survey::{Begin, Known, Neighbours, persist};
 use super::types::{DamageReport, Recovery, WalOptions};
 use crate::record::{LogPosition, Lsn, TopicId};
 use crate::topics::TopicTable;
@@ -37,36 +45,44 @@ use std::sync::Arc;
 
 /// Most findings that are told in words.
 const FINDINGS_MAX: usize = 100;
+/// Numbers at or above this are nobody's: they leave no room to go on from.
+pub(super) const NUMBER_MAX: u64 = u64::MAX / 2;
+/// A higher number is believed of a segment's own header only, not of a file's name or of the
+/// manifest: so that no stray file makes the numbers run out.
+const NUMBER_BELIEVED_MAX: u64 = u64::MAX / 4;
 
 /// What opening leaves for the two halves.
 pub(super) struct Opened {
     pub segments: VecDeque<SegmentInfo>,
     pub recovery: Recovery,
+    /// The frame number that is due where the backlog begins.
+    pub backlog_frame: u64,
     pub directory_id: u64,
     pub next_number: u64,
     pub next_frame: [u64; 2],
     pub live: BTreeMap<u64, (SegmentKind, u64)>,
     pub trimmed: Vec<u64>,
+    /// Segments with bytes that are nowhere else: moved to quarantine instead of removed.
+    pub keep: Vec<u64>,
+    pub reseal: Vec<Resealing>,
     pub generation: u64,
     pub newest_slot: Option<usize>,
 }
 
-/// What is known of a segment after it was looked at.
-struct Known {
-    info: SegmentInfo,
-    first_lsn: Option<u64>,
-    counts: Vec<(TopicId, u64)>,
-}
-
-struct Recoverer<'a> {
-    storage: &'a dyn Storage,
-    topics: &'a Arc<TopicTable>,
-    options: &'a WalOptions,
-    damage: DamageReport,
-    live: BTreeMap<u64, (SegmentKind, u64)>,
-    /// Prepared by an earlier run and never used.
-    unused: Vec<u64>,
+pub(super) struct Recoverer<'a> {
+    pub storage: &'a dyn Storage,
+    pub topics: &'a Arc<TopicTable>,
+    pub options: &'a WalOptions,
+    pub damage: DamageReport,
+    pub live: BTreeMap<u64, (SegmentKind, u64)>,
+    pub reseal: Vec<Resealing>,
+    keep: Vec<u64>,
+    trimmed: Vec<u64>,
+    /// Files that were moved away whole, now or earlier.
+    apart: Vec<u64>,
     next_number: u64,
+    /// Main segments without a byte that isn't zero.
+    zeroed: Vec<u64>,
 }
 
 pub(super) fn recover(
@@ -81,51 +97,37 @@ pub(super) fn recover(
         options,
         damage: DamageReport::default(),
         live: BTreeMap::new(),
-        unused: Vec::new(),
+        reseal: Vec::new(),
+        keep: Vec::new(),
+        trimmed: Vec::new(),
+        apart: Vec::new(),
         next_number: 1,
+        zeroed: Vec::new(),
     };
-    let main = r.numbers("")?;
-    let aside = r.numbers(SET_ASIDE_DIR)?;
+    let names = [r.numbers("")?, r.numbers(SET_ASIDE_DIR)?];
     for dir in [QUARANTINE_DIR, NEWER_DIR] {
         r.numbers(dir)?;
+        // What is cut off of a file has a `-` behind the number.
+        let whole = storage.list(dir)?.into_iter().filter(|n| n.as_bytes().get(16) == Some(&b'.'));
+        r.apart.extend(whole.filter_map(|n| number_of(&n)));
     }
     let manifest = Manifest::read(storage);
     let (mut slots, slots_bad) = read_slots(storage);
     r.damage.checkpoints_bad = slots_bad;
-    if let Some(manifest) = &manifest {
-        r.next_number = r.next_number.max(manifest.next_number.min(u64::MAX / 2));
-        let gone = |n: &&(u64, u64)| !main.contains(&n.0) && !aside.contains(&n.0);
-        let missing: Vec<u64> = manifest.segments.iter().filter(gone).map(|(n, _)| *n).collect();
-        r.damage.segments_missing = missing.len() as u64;
-        for number in missing {
-            r.say(format!("segment {number:016x}: named by the manifest, not in the directory"));
-        }
+    if slots_bad > 0 {
+        r.say(format!(
+            "{slots_bad} of the two checkpoints is torn or damaged and isn't used: with none left, what the log holds is delivered once more"
+        ));
     }
-    let main = r.headers(SegmentKind::Main, &main);
-    let aside = r.headers(SegmentKind::SetAside, &aside);
-
-    let mut votes: Vec<(u64, u64)> = Vec::new();
-    let all = main.iter().chain(&aside).map(|(h, _)| h.directory_id);
-    let hints = manifest.iter().map(|m| m.directory_id);
-    for id in all.chain(hints).chain(slots.iter().flatten().map(|s| s.directory_id)) {
-        match votes.iter_mut().find(|(voted, _)| *voted == id) {
-            Some((_, n)) => *n += 1,
-            None => votes.push((id, 1)),
-        }
-    }
-    // The first of those with most votes: the oldest segment's, in a tie.
-    let most = votes.iter().map(|(_, n)| *n).max().unwrap_or(0);
-    let directory_id =
-        votes.iter().find(|(_, n)| *n == most).map_or(new_directory_id, |(id, _)| *id);
-    for slot in &mut slots {
-        if slot.as_ref().is_some_and(|s| s.directory_id != directory_id) {
-            *slot = None;
-            r.damage.checkpoints_bad += 1;
-            r.say("a checkpoint of another directory: not used".to_string());
-        }
-    }
+    let headers =
+        [r.headers(SegmentKind::Main, &names[0])?, r.headers(SegmentKind::SetAside, &names[1])?];
+    let ids = headers.iter().flatten().map(|h| h.directory_id);
+    let directory_id = elect(ids, manifest.as_ref(), &slots).unwrap_or(new_directory_id);
+    let manifest = r.ours(directory_id, manifest, &mut slots);
+    r.judge_zeroed(headers[0].last().map_or(0, |h| h.number));
     let generation = slots.iter().flatten().map(|s| s.generation).max().unwrap_or(0);
-    let newest_slot = slots.iter().position(|s| s.as_ref().is_some_and(|s| s.generation == generation));
+    let newest_slot =
+        slots.iter().position(|s| s.as_ref().is_some_and(|s| s.generation == generation));
     if let Some(newest) = newest_slot {
         // The other slot is written next, so this one must be durable. A hint, so a failure
         // costs duplicates at most.
@@ -136,34 +138,43 @@ pub(super) fn recover(
     let watermark = checkpoint.as_ref().map_or(0, |c| c.watermark.0);
     let mut next_lsn = checkpoint.as_ref().map_or(0, |c| c.next_lsn.0.max(c.watermark.0));
     let mut next_frame = [0; 2];
-    let mut trimmed = std::mem::take(&mut r.unused);
     let mut kept: VecDeque<Known> = VecDeque::new();
-    for (kind, segments) in [(SegmentKind::Main, main), (SegmentKind::SetAside, aside)] {
-        for (header, file) in segments {
-            if header.directory_id != directory_id || header.log_id != options.log_id {
-                r.set_apart(kind, header.number, "foreign", "it belongs to another directory or log");
-                continue;
-            }
-            let known = match r.look(header, file) {
+    for (k, headers) in headers.into_iter().enumerate() {
+        let headers: Vec<_> = headers.into_iter().filter(|h| r.belongs(h, directory_id)).collect();
+        for (i, header) in headers.iter().enumerate() {
+            let next = headers.get(i + 1);
+            let neighbours = Neighbours { watermark, next_base: next.map(|h| h.base_lsn) };
+            let mut known = match r.look(*header, neighbours) {
                 Ok(known) => known,
+                Err(e) if is_shortage(&e) => return Err(e),
                 Err(e) => {
-                    r.set_apart(kind, header.number, "unreadable", &e.to_string());
+                    r.set_apart(header.kind, header.number, "unreadable", &unreadable(&e));
                     continue;
                 }
             };
-            let k = kind as usize;
             next_frame[k] = known.info.next_frame.max(next_frame[k]);
             next_lsn = next_lsn.max(header.base_lsn);
             next_lsn = next_lsn.max(known.info.last_lsn.map_or(0, |n| n.saturating_add(1)));
-            if kind == SegmentKind::SetAside {
+            if header.kind == SegmentKind::SetAside {
                 continue;
             }
+            let missing_behind = next
+                .is_some_and(|n| n.base_lsn > watermark && n.first_frame > known.info.next_frame);
+            if known.lost_inside > 0 || missing_behind {
+                // It holds, or would hold, records that aren't final, though none that is left.
+                let below = next.map_or(watermark, |n| n.base_lsn.saturating_sub(1));
+                known.info.last_lsn = known.info.last_lsn.max(Some(below.max(watermark)));
+            }
             if known.info.last_lsn.is_none_or(|last| last < watermark) {
-                trimmed.push(header.number);
+                r.trimmed.push(header.number);
             } else {
                 kept.push_back(known);
             }
         }
+    }
+    if let Some(manifest) = manifest {
+        let all_final = checkpoint.as_ref().is_some_and(|c| c.watermark >= c.next_lsn);
+        r.missing(&manifest, &names, kept.front().map(|k| k.info.header), watermark, all_final);
     }
     // What was lost behind the last good record is lost at its segment's end: new segments
     // begin behind it, and a reader counts it whether any comes or not.
@@ -171,66 +182,103 @@ pub(super) fn recover(
         last.info.next_frame = next_frame[SegmentKind::Main as usize];
     }
     let mut recovery = Recovery { next_lsn: Lsn(next_lsn), ..Recovery::default() };
-    r.backlog(&mut kept, watermark, &mut recovery);
+    let backlog_frame = r.backlog(&mut kept, watermark, &mut recovery);
     recovery.checkpoint = checkpoint;
     recovery.damage = r.damage;
     Ok(Opened {
         segments: kept.into_iter().map(|k| k.info).collect(),
         recovery,
+        backlog_frame,
         directory_id,
         next_number: r.next_number,
         next_frame,
         live: r.live,
-        trimmed,
+        trimmed: r.trimmed,
+        keep: r.keep,
+        reseal: r.reseal,
         generation,
         newest_slot,
     })
 }
 
+/// The directory's id: that of most segments, manifest and checkpoint with a vote each.
+fn elect(
+    segments: impl Iterator<Item = u64>,
+    manifest: Option<&Manifest>,
+    slots: &[Option<Slot>; 2],
+) -> Option<u64> {
+    let newest = slots.iter().flatten().max_by_key(|s| s.generation);
+    // In a tie the first one holds: the manifest's, then the oldest segment's.
+    let mut votes: Vec<(u64, u64)> = manifest.iter().map(|m| (m.directory_id, 1)).collect();
+    for id in segments.chain(newest.map(|s| s.directory_id)) {
+        match votes.iter_mut().find(|(voted, _)| *voted == id) {
+            Some((_, n)) => *n += 1,
+            None => votes.push((id, 1)),
+        }
+    }
+    let most = votes.iter().map(|(_, n)| *n).max()?;
+    votes.iter().find(|(_, n)| *n == most).map(|(id, _)| *id)
+}
+
+/// Whether a file can't be opened for a reason that lies in this process or machine.
+fn is_shortage(e: &io::Error) -> bool {
+    use rustix::io::Errno;
+    let shortages = [Errno::MFILE, Errno::NFILE, Errno::NOMEM];
+    Errno::from_io_error(e).is_some_and(|e| shortages.contains(&e))
+}
+
+fn unreadable(e: &io::Error) -> String {
+    format!(
+        "the disk refuses to read it ({e}), so its records can't be delivered now; if it can be read again, stop the pipeline, move the file back under its number with .wal at the end, and start"
+    )
+}
+
 impl Recoverer<'_> {
-    fn say(&mut self, finding: String) {
+    pub(super) fn say(&mut self, finding: String) {
         if self.damage.findings.len() < FINDINGS_MAX {
             self.damage.findings.push(finding);
+        }
+    }
+
+    /// Its file has bytes that are nowhere else: it is never removed.
+    pub(super) fn keep(&mut self, number: u64) {
+        if !self.keep.contains(&number) {
+            self.keep.push(number);
         }
     }
 
     /// Numbers of the segments in a directory, ascending. Other files are left alone.
     fn numbers(&mut self, dir: &str) -> io::Result<Vec<u64>> {
         let names = self.storage.list(dir)?;
-        let used = names.iter().filter_map(|n| number_of(n)).filter(|n| *n < u64::MAX / 2);
+        let used = names.iter().filter_map(|n| number_of(n)).filter(|n| *n < NUMBER_BELIEVED_MAX);
         self.next_number = used.map(|n| n + 1).fold(self.next_number, u64::max);
         let mut numbers: Vec<u64> = names
             .iter()
             .filter(|n| n.len() == 20 && n.ends_with(".wal"))
             .filter_map(|n| number_of(n))
-            .filter(|n| *n < u64::MAX / 2)
+            .filter(|n| *n < NUMBER_MAX)
             .collect();
         numbers.sort_unstable();
         Ok(numbers)
     }
 
-    /// The good headers of these segments; the rest is moved away or removed.
-    fn headers(
-        &mut self,
-        kind: SegmentKind,
-        numbers: &[u64],
-    ) -> Vec<(SegmentHeader, Arc<dyn StorageFile>)> {
+    /// The good headers of these segments; the rest is moved away or removed. One file is open
+    /// at a time, however many there are.
+    fn headers(&mut self, kind: SegmentKind, numbers: &[u64]) -> io::Result<Vec<SegmentHeader>> {
         let mut good = Vec::new();
         for &number in numbers {
-            match self.header(kind, number) {
-                Ok(Some(found)) => good.push(found),
-                Ok(None) => {}
-                Err(e) => self.set_apart(kind, number, "unreadable", &e.to_string()),
+            match persist(|| self.header(kind, number)) {
+                Ok(found) => good.extend(found),
+                // Between the listing and now somebody took it away; the manifest tells.
+                Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+                Err(e) if is_shortage(&e) => return Err(e),
+                Err(e) => self.set_apart(kind, number, "unreadable", &unreadable(&e)),
             }
         }
-        good
+        Ok(good)
     }
 
-    fn header(
-        &mut self,
-        kind: SegmentKind,
-        number: u64,
-    ) -> io::Result<Option<(SegmentHeader, Arc<dyn StorageFile>)>> {
+    fn header(&mut self, kind: SegmentKind, number: u64) -> io::Result<Option<SegmentHeader>> {
         let name = segment_name(kind, number);
         let file = self.storage.open(&name)?;
         let len = file.len()?;
@@ -239,205 +287,235 @@ impl Recoverer<'_> {
         match SegmentHeader::judge(&area[..read]) {
             HeaderVerdict::Good(header) if header.number == number && header.kind == kind => {
                 self.live.insert(number, (kind, len));
-                return Ok(Some((header, file)));
+                self.next_number = self.next_number.max(number + 1);
+                return Ok(Some(header));
             }
-            HeaderVerdict::Good(_) => {
-                self.set_apart(kind, number, "foreign", "its header names another segment");
+            HeaderVerdict::Good(header) => {
+                let itself = segment_name(header.kind, header.number);
+                self.set_apart(
+                    kind,
+                    number,
+                    "foreign",
+                    &format!("its header says that it is {itself}: a copy, or renamed"),
+                );
             }
             HeaderVerdict::Unused if is_zero(&*file, 0, len)? => {
-                // Prepared and never used, or an empty file: there is nothing to keep. Its room
-                // is given back at once; its name goes when a manifest without it is durable,
-                // so that a crash until then leaves no gap that looks like a loss.
-                let bytes = if file.truncate(0).is_ok() { 0 } else { len };
-                self.live.insert(number, (kind, bytes));
-                self.unused.push(number);
+                // Prepared and never used, or an empty file: there is nothing to keep. Its
+                // name goes after a manifest without it.
+                let _ = file.truncate(0);
+                self.live.insert(number, (kind, 0));
+                self.trimmed.push(number);
+                if kind == SegmentKind::Main {
+                    self.zeroed.push(number);
+                }
             }
             HeaderVerdict::Unused => {
                 self.damage.unfinished_tails += 1;
                 self.set_apart(kind, number, "unfinished", "its header was never written");
             }
             HeaderVerdict::Newer(version) => {
-                let moved = self.storage.rename(&name, &format!("{NEWER_DIR}/{number:016x}.wal"));
+                let to = self.free_name(NEWER_DIR, &format!("{number:016x}.wal"));
                 self.damage.segments_newer += 1;
+                self.apart.push(number);
+                let moved = self.storage.rename(&name, &to);
                 self.say(match moved {
-                    Ok(()) => format!("segment {number:016x}: format version {version}, newer than this program; moved to {NEWER_DIR}/"),
-                    Err(e) => format!("segment {number:016x}: format version {version}, newer than this program; left where it is: {e}"),
+                    Ok(()) => format!("{name}: format version {version}, newer than this program; moved to {to} untouched; start a newer version of the program to deliver it"),
+                    Err(e) => format!("{name}: format version {version}, newer than this program; left where it is: {e}"),
                 });
             }
             HeaderVerdict::Bad if is_zero(&*file, HEADER_AREA_BYTES, len)? => {
                 self.damage.unfinished_tails += 1;
-                self.set_apart(kind, number, "unfinished", "its header was cut off, and no frame follows");
+                self.set_apart(
+                    kind,
+                    number,
+                    "unfinished",
+                    "its header was cut off, and no frame follows",
+                );
             }
             HeaderVerdict::Bad => {
-                self.set_apart(kind, number, "header", "its header is damaged");
+                self.set_apart(
+                    kind,
+                    number,
+                    "header",
+                    "both copies of its header are damaged, so no frame in it can be checked",
+                );
             }
         }
         Ok(None)
     }
 
+    /// A name in `dir` that nothing has yet.
+    fn free_name(&self, dir: &str, name: &str) -> String {
+        let taken = self.storage.list(dir).unwrap_or_default();
+        let mut free = name.to_string();
+        let mut n = 2;
+        while taken.contains(&free) {
+            free = format!("{name}-{n}");
+            n += 1;
+        }
+        format!("{dir}/{free}")
+    }
+
     /// Moves a whole segment to quarantine.
     fn set_apart(&mut self, kind: SegmentKind, number: u64, tag: &str, why: &str) {
         self.damage.segments_foreign += 1;
-        let bytes = self.live.remove(&number).map_or(0, |(_, bytes)| bytes);
-        let to = format!("{QUARANTINE_DIR}/{number:016x}.{tag}");
-        match self.storage.rename(&segment_name(kind, number), &to) {
+        self.apart.push(number);
+        let name = segment_name(kind, number);
+        let bytes = match self.live.get(&number) {
+            Some((k, bytes)) if *k == kind => *bytes,
+            _ => self.storage.open(&name).and_then(|f| f.len()).unwrap_or(0),
+        };
+        if self.live.get(&number).is_some_and(|(k, _)| *k == kind) {
+            self.live.remove(&number);
+        }
+        let to = self.free_name(QUARANTINE_DIR, &format!("{number:016x}.{tag}"));
+        match self.storage.rename(&name, &to) {
             Ok(()) => {
                 self.damage.ranges_quarantined += 1;
                 self.damage.bytes_quarantined += bytes;
-                self.say(format!("segment {number:016x}: {why}; moved to {to}"));
+                self.say(format!("{name}: {why}; moved to {to}"));
             }
-            Err(e) => self.say(format!("segment {number:016x}: {why}; left where it is: {e}")),
+            Err(e) => self.say(format!("{name}: {why}; left where it is: {e}")),
         }
     }
 
-    fn cursor(&self, header: SegmentHeader, file: &Arc<dyn StorageFile>, end: u64) -> Cursor {
-        let (table, buffer) = (self.topics.clone(), self.options.read_buffer_bytes);
-        Cursor::new(file.clone(), header, end, table, buffer)
+    /// Whether it is a segment of this directory and log; one that isn't is moved away.
+    fn belongs(&mut self, header: &SegmentHeader, directory_id: u64) -> bool {
+        if header.directory_id == directory_id && header.log_id == self.options.log_id {
+            return true;
+        }
+        let why = "it belongs to another directory or log, and would deliver its records";
+        self.set_apart(header.kind, header.number, "foreign", why);
+        false
     }
 
-    /// Learns a segment's counts from its seal, or by a walk.
-    fn look(&mut self, header: SegmentHeader, file: Arc<dyn StorageFile>) -> io::Result<Known> {
-        let mut area = [0; HEADER_AREA_BYTES as usize];
-        let read = file.read_at(0, &mut area)?;
-        let locator = Locator::find(&area[..read], header.salt);
-        if let Some(l) = locator
-            && let Some(seal) = read_seal(&*file, &header, l.offset, l.length)?
-        {
-            let ids = intern_all(&seal, self.topics);
-            return Ok(Known {
-                info: SegmentInfo {
-                    header,
-                    end: l.offset + pad8(l.length),
-                    next_frame: l.next_frame.max(header.first_frame),
-                    last_lsn: (seal.records > 0).then_some(seal.last_lsn),
-                    seal: Some((l.offset, l.length)),
-                    topics: None,
-                },
-                first_lsn: (seal.records > 0).then_some(seal.first_lsn),
-                counts: ids.into_iter().flatten().zip(seal.topics.iter().map(|t| t.1)).collect(),
-            });
-        }
-        let mut known = self.walk(header, &file)?;
-        if let Some(l) = locator {
-            known.info.next_frame = known.info.next_frame.max(l.next_frame);
-            if known.info.next_frame > header.first_frame {
-                known.info.last_lsn = known.info.last_lsn.max(Some(l.last_lsn));
+    /// The hints that belong to this directory; another's are moved away.
+    fn ours(
+        &mut self,
+        directory_id: u64,
+        manifest: Option<Manifest>,
+        slots: &mut [Option<Slot>; 2],
+    ) -> Option<Manifest> {
+        for (slot, name) in slots.iter_mut().zip(SLOTS) {
+            if slot.as_ref().is_some_and(|s| s.directory_id != directory_id) {
+                *slot = None;
+                self.damage.checkpoints_bad += 1;
+                self.set_hint_apart(name);
             }
         }
-        Ok(known)
+        let is_ours = manifest.as_ref().is_none_or(|m| m.directory_id == directory_id);
+        if !is_ours {
+            self.set_hint_apart(MANIFEST);
+        }
+        manifest.filter(|_| is_ours)
     }
 
-    /// Walks a segment without a seal to its end, and gives back the space behind it.
-    fn walk(&mut self, header: SegmentHeader, file: &Arc<dyn StorageFile>) -> io::Result<Known> {
-        let len = file.len()?;
-        let mut cursor = self.cursor(header, file, len);
-        let (mut first_lsn, mut last_lsn) = (None::<u64>, None::<u64>);
-        let mut by_local: Vec<u64> = Vec::new();
-        let (from, to) = loop {
-            match cursor.next()? {
-                Found::Frame(_, frame) if frame.is_record() => {
-                    first_lsn = Some(first_lsn.map_or(frame.lsn, |n| n.min(frame.lsn)));
-                    last_lsn = Some(last_lsn.map_or(frame.lsn, |n| n.max(frame.lsn)));
-                    let local = frame.topic as usize;
-                    if by_local.len() <= local {
-                        by_local.resize(local + 1, 0);
-                    }
-                    by_local[local] += 1;
+    fn set_hint_apart(&mut self, name: &str) {
+        let to = self.free_name(QUARANTINE_DIR, &format!("{name}.foreign"));
+        let done = match self.storage.rename(name, &to) {
+            Ok(()) => format!("moved to {to}"),
+            Err(e) => format!("left where it is: {e}"),
+        };
+        self.say(format!("{name}: it belongs to another directory and isn't used; {done}"));
+    }
+
+    /// Tells a segment that was emptied from one that was never used: they are used in order. A
+    /// power cut may do that to what wasn't synced; what is missing the next segment tells.
+    fn judge_zeroed(&mut self, newest_used: u64) {
+        for number in std::mem::take(&mut self.zeroed) {
+            if number < newest_used {
+                self.damage.unfinished_tails += 1;
+                self.say(format!(
+                    "segment {number:016x}: empty, or zeroes from end to end, and a later one was used: a power cut took what wasn't synced, or somebody emptied it"
+                ));
+            }
+        }
+    }
+
+    /// Counts what the manifest names and nobody has.
+    fn missing(
+        &mut self,
+        manifest: &Manifest,
+        names: &[Vec<u64>; 2],
+        oldest: Option<SegmentHeader>,
+        watermark: u64,
+        all_final: bool,
+    ) {
+        self.next_number = self.next_number.max(manifest.next_number.min(NUMBER_BELIEVED_MAX));
+        for &(number, kind) in &manifest.segments {
+            let is_there = names.iter().any(|n| n.binary_search(&number).is_ok());
+            if is_there || self.apart.contains(&number) {
+                continue;
+            }
+            // Removed on a disk too full for a manifest without it.
+            let was_final = match oldest {
+                Some(oldest) => number < oldest.number && oldest.base_lsn <= watermark,
+                None => all_final,
+            };
+            if kind == SegmentKind::Main as u64 && was_final {
+                continue;
+            }
+            self.damage.segments_missing += 1;
+            self.say(format!(
+                "segment {number:016x}: the manifest names it, and it isn't in the directory: somebody removed it, or the filesystem lost it"
+            ));
+        }
+    }
+
+    /// Counts what a reader from the watermark will yield. Returns the frame number due there.
+    fn backlog(
+        &mut self,
+        kept: &mut VecDeque<Known>,
+        watermark: u64,
+        to: &mut Recovery,
+    ) -> u64 {
+        let next_base = kept.get(1).map(|k| k.info.header.base_lsn);
+        let Some(first) = kept.front_mut() else { return 0 };
+        let header = first.info.header;
+        let at_start = || Begin {
+            offset: HEADER_AREA_BYTES,
+            due: header.first_frame,
+            first_lsn: first.first_lsn,
+            counts: first.counts.clone(),
+        };
+        let begin = if header.base_lsn >= watermark {
+            at_start()
+        } else if let Some(begin) = first.begin.take() {
+            begin
+        } else {
+            match self.begin_in(&first.info, Neighbours { watermark, next_base }) {
+                Ok((begin, lost)) => {
+                    first.lost_inside = lost;
+                    begin
                 }
-                Found::Frame(..) => {}
-                Found::Bad { from, to, lost } => {
-                    self.bad_range(header, from, to, lost.unwrap_or(0));
+                Err(e) => {
+                    self.say(format!(
+                        "segment {:016x}: {e}: all of it is delivered once more",
+                        header.number
+                    ));
+                    at_start()
                 }
-                Found::End { from, to } => break (from, to),
             }
         };
-        let mut keep_tail = false;
-        if to > from {
-            self.damage.unfinished_tails += 1;
-            self.say(format!(
-                "segment {:016x}: {} bytes behind its last frame are no frame: an append that a crash cut off, or an unsynced tail",
-                header.number,
-                to - from
-            ));
-            keep_tail = !self.copy_bad(header, from, to, "tail");
-        }
-        if !keep_tail && from < len && file.truncate(from).is_ok() {
-            self.live.insert(header.number, (header.kind, from));
-        }
-        let ids = cursor.topics.iter().zip(by_local).filter_map(|(id, n)| id.map(|id| (id, n)));
-        Ok(Known {
-            info: SegmentInfo {
-                header,
-                end: from,
-                next_frame: cursor.expect.unwrap_or(header.first_frame),
-                last_lsn,
-                seal: None,
-                topics: Some(cursor.topics.clone()),
-            },
-            first_lsn,
-            counts: ids.collect(),
-        })
-    }
-
-    fn bad_range(&mut self, header: SegmentHeader, from: u64, to: u64, lost: u64) {
-        self.damage.records_lost += lost;
-        self.say(format!(
-            "segment {:016x}: bytes {from} to {to} are damaged and cost {lost} records",
-            header.number
-        ));
-        self.copy_bad(header, from, to, "bad");
-    }
-
-    /// False when the copy could not be made.
-    fn copy_bad(&mut self, header: SegmentHeader, from: u64, to: u64, why: &str) -> bool {
-        let range = BadRange { number: header.number, from, to };
-        match quarantine_range(self.storage, header.kind, &range, why) {
-            Ok(new) => {
-                self.damage.ranges_quarantined += u64::from(new);
-                self.damage.bytes_quarantined += if new { to - from } else { 0 };
-                true
-            }
-            Err(e) => {
-                self.say(format!("segment {:016x}: no copy in quarantine: {e}", header.number));
-                false
-            }
-        }
-    }
-
-    /// Counts what a reader from the watermark will yield.
-    fn backlog(&mut self, kept: &mut VecDeque<Known>, watermark: u64, to: &mut Recovery) {
-        let Some(first) = kept.front() else { return };
-        let header = first.info.header;
-        let mut begin =
-            (LogPosition { segment: header.number, offset: HEADER_AREA_BYTES }, header.first_frame);
-        let mut first_lsn = first.first_lsn;
-        if header.base_lsn < watermark {
-            match self.begin_at(&first.info, watermark) {
-                Ok((position, expect, lsn, counts)) => {
-                    begin = (position, expect);
-                    first_lsn = lsn;
-                    if let Some(first) = kept.front_mut() {
-                        first.counts = counts;
-                    }
-                }
-                // Everything in it is delivered once more.
-                Err(e) => self.say(format!("segment {:016x}: {e}", header.number)),
-            }
-        }
-        let mut due = begin.1;
+        first.counts = begin.counts;
+        let mut due = begin.due;
         let mut by_topic: BTreeMap<TopicId, u64> = BTreeMap::new();
         for known in kept.iter() {
             let info = &known.info;
-            if due < info.header.first_frame {
-                let lost = info.header.first_frame - due;
-                self.damage.records_lost += lost;
-                self.say(format!(
-                    "before segment {:016x}: {lost} records are missing",
-                    info.header.number
-                ));
-                to.records += lost;
+            let name = segment_name(SegmentKind::Main, info.header.number);
+            let before = info.header.first_frame.saturating_sub(due);
+            if before > 0 {
+                self.damage.records_lost += before;
+                self.say(format!("{before} records before {name} are missing"));
+                to.records += before;
             }
-            let here = if info.header.number == begin.0.segment { begin.1 } else { info.header.first_frame };
+            let is_first = info.header.number == header.number;
+            let here = if is_first { begin.due } else { info.header.first_frame };
+            let at_end = info.next_frame.saturating_sub(known.seen_next.max(here));
+            if at_end > 0 {
+                self.say(format!("{at_end} records at the end of {name} are missing"));
+            }
+            self.damage.records_lost += known.lost_inside + at_end;
             to.records += info.next_frame.saturating_sub(here);
             due = info.next_frame;
             to.bytes += info.end;
@@ -449,58 +527,16 @@ impl Recoverer<'_> {
         to.records_by_topic =
             named.filter_map(|(id, n)| Some((self.topics.name(id)?.to_string(), n))).collect();
         if to.records > 0 {
-            to.backlog = Some(begin.0);
-            to.first_lsn = first_lsn.or_else(|| kept.iter().find_map(|k| k.first_lsn)).map(Lsn);
+            to.backlog = Some(LogPosition { segment: header.number, offset: begin.offset });
+            let behind = || kept.iter().skip(1).find_map(|k| k.first_lsn);
+            to.first_lsn = begin.first_lsn.or_else(behind).map(Lsn);
         }
-    }
-
-    /// Finds the end of the last record below the watermark, the frame number due there, the
-    /// first LSN behind it, and the counts by topic from there on.
-    #[allow(clippy::type_complexity)]
-    fn begin_at(
-        &mut self,
-        info: &SegmentInfo,
-        watermark: u64,
-    ) -> io::Result<(LogPosition, u64, Option<u64>, Vec<(TopicId, u64)>)> {
-        let file = self.storage.open(&segment_name(SegmentKind::Main, info.header.number))?;
-        let mut cursor = self.cursor(info.header, &file, info.end);
-        cursor.topics = match (&info.topics, info.seal) {
-            (Some(topics), _) => topics.clone(),
-            (None, Some((offset, length))) => read_seal(&*file, &info.header, offset, length)?
-                .map_or_else(LocalTopics::new, |seal| intern_all(&seal, self.topics)),
-            (None, None) => LocalTopics::new(),
-        };
-        let mut position = HEADER_AREA_BYTES;
-        let mut due = info.header.first_frame;
-        let mut first_lsn = None;
-        let mut counts: BTreeMap<TopicId, u64> = BTreeMap::new();
-        loop {
-            match cursor.next()? {
-                Found::Frame(_, frame) if frame.is_record() => {
-                    if frame.lsn < watermark {
-                        position = cursor.pos;
-                        due = frame.frame_number + 1;
-                    } else {
-                        first_lsn = first_lsn.or(Some(frame.lsn));
-                        if let Some(Some(id)) = cursor.topics.get(frame.topic as usize) {
-                            *counts.entry(*id).or_default() += 1;
-                        }
-                    }
-                }
-                Found::Frame(..) => {}
-                // Those of an unsealed segment were reported by its walk; a sealed one's are
-                // reported by the reader.
-                Found::Bad { .. } => {}
-                Found::End { .. } => break,
-            }
-        }
-        let position = LogPosition { segment: info.header.number, offset: position };
-        Ok((position, due, first_lsn, counts.into_iter().collect()))
+        begin.due
     }
 }
 
 /// Whether a file's bytes from `at` on are all zero.
-fn is_zero(file: &dyn StorageFile, mut at: u64, len: u64) -> io::Result<bool> {
+pub(super) fn is_zero(file: &dyn StorageFile, mut at: u64, len: u64) -> io::Result<bool> {
     let mut buf = vec![0; len.min(256 << 10) as usize];
     while at < len {
         let read = file.read_at(at, &mut buf)?;

@@ -1,7 +1,7 @@
 //! Owns the seal of a segment and the locator that says where it is. Their tables are in
 //! [`super::format`].
 
-use super::format::{HEADER_AREA_BYTES, get_u16, get_u32, get_u64, put};
+use super::format::{HEADER_AREA_BYTES, NUMBER_LIMIT, get_u16, get_u32, get_u64, put};
 use std::sync::Arc;
 
 /// Where the two copies of the seal locator stand.
@@ -45,7 +45,7 @@ pub struct Seal {
 }
 
 impl Seal {
-    pub(super) fn encode(&self) -> Vec<u8> {
+    pub fn encode(&self) -> Vec<u8> {
         let mut b = vec![0; SEAL_FIXED_BYTES];
         put(&mut b, at::SEAL_RECORDS, self.records.to_le_bytes());
         put(&mut b, at::SEAL_FIRST_LSN, self.first_lsn.to_le_bytes());
@@ -60,7 +60,7 @@ impl Seal {
         b
     }
 
-    pub(super) fn decode(b: &[u8]) -> Option<Seal> {
+    pub fn decode(b: &[u8]) -> Option<Seal> {
         let (fixed, mut rest) = b.split_at_checked(SEAL_FIXED_BYTES)?;
         let mut seal = Seal {
             records: get_u64(fixed, at::SEAL_RECORDS),
@@ -69,19 +69,21 @@ impl Seal {
             next_frame: get_u64(fixed, at::SEAL_NEXT_FRAME),
             topics: Vec::new(),
         };
+        let mut most = seal.records.max(seal.first_lsn).max(seal.last_lsn).max(seal.next_frame);
         for _ in 0..get_u32(fixed, at::SEAL_TOPICS) {
             let (row, after) = rest.split_at_checked(SEAL_ROW_BYTES)?;
             let (name, after) = after.split_at_checked(get_u16(row, 8) as usize)?;
             seal.topics.push((std::str::from_utf8(name).ok()?.into(), get_u64(row, 0)));
+            most = most.max(get_u64(row, 0));
             rest = after;
         }
-        Some(seal)
+        (most < NUMBER_LIMIT).then_some(seal)
     }
 }
 
 /// Where a segment's seal is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) struct Locator {
+pub struct Locator {
     pub offset: u64,
     pub length: u64,
     pub next_frame: u64,
@@ -89,7 +91,7 @@ pub(super) struct Locator {
 }
 
 impl Locator {
-    pub(super) fn encode(&self, salt: u32) -> [u8; LOCATOR_BYTES] {
+    pub fn encode(&self, salt: u32) -> [u8; LOCATOR_BYTES] {
         let mut b = [0; LOCATOR_BYTES];
         put(&mut b, at::LOCATOR_OFFSET, self.offset.to_le_bytes());
         put(&mut b, at::LOCATOR_LEN, self.length.to_le_bytes());
@@ -102,20 +104,30 @@ impl Locator {
     }
 
     /// The first good copy in a segment's header area.
-    pub(super) fn find(area: &[u8], salt: u32) -> Option<Locator> {
-        LOCATOR_AT.iter().find_map(|at| {
-            let b = area.get(*at as usize..*at as usize + LOCATOR_BYTES)?;
-            let mut crc = crc32fast::Hasher::new_with_initial(salt);
-            crc.update(&b[..at::LOCATOR_CRC]);
-            let locator = Locator {
-                offset: get_u64(b, at::LOCATOR_OFFSET),
-                length: get_u64(b, at::LOCATOR_LEN),
-                next_frame: get_u64(b, at::LOCATOR_NEXT_FRAME),
-                last_lsn: get_u64(b, at::LOCATOR_LAST_LSN),
-            };
-            let holds = crc.finalize() == get_u32(b, at::LOCATOR_CRC);
-            (holds && locator.offset >= HEADER_AREA_BYTES && locator.length > 0).then_some(locator)
-        })
+    pub fn find(area: &[u8], salt: u32) -> Option<Locator> {
+        LOCATOR_AT.iter().find_map(|at| Locator::decode(area, *at, salt))
+    }
+
+    /// How many of the two copies are good.
+    pub(super) fn copies_good(area: &[u8], salt: u32) -> usize {
+        LOCATOR_AT.iter().filter(|at| Locator::decode(area, **at, salt).is_some()).count()
+    }
+
+    fn decode(area: &[u8], from: u64, salt: u32) -> Option<Locator> {
+        let b = area.get(from as usize..from as usize + LOCATOR_BYTES)?;
+        let mut crc = crc32fast::Hasher::new_with_initial(salt);
+        crc.update(&b[..at::LOCATOR_CRC]);
+        let locator = Locator {
+            offset: get_u64(b, at::LOCATOR_OFFSET),
+            length: get_u64(b, at::LOCATOR_LEN),
+            next_frame: get_u64(b, at::LOCATOR_NEXT_FRAME),
+            last_lsn: get_u64(b, at::LOCATOR_LAST_LSN),
+        };
+        let holds = crc.finalize() == get_u32(b, at::LOCATOR_CRC);
+        let in_bounds = locator.offset >= HEADER_AREA_BYTES
+            && locator.length > 0
+            && locator.next_frame.max(locator.last_lsn) < NUMBER_LIMIT;
+        (holds && in_bounds).then_some(locator)
     }
 }
 

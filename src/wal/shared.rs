@@ -52,6 +52,9 @@ pub(super) struct State {
     pub retired: Vec<Retired>,
     pub trimmed: Vec<u64>,
     pub bad: Vec<BadRange>,
+    /// Segments with bytes that are nowhere else and that can't be copied: moved to quarantine
+    /// instead of removed.
+    pub keep: Vec<u64>,
     /// Every segment on disk: kind and bytes.
     pub live: BTreeMap<u64, (SegmentKind, u64)>,
     /// Segments whose sync failed: what isn't final in them is not power-safe.

@@ -96,10 +96,13 @@ pub enum ReadItem<'a> {
         records_lost: u64,
         /// Bytes that were skipped.
         bytes: u64,
+        /// What stood there, in words.
+        why: &'static str,
     },
     /// Everything that was appended has been read. More may come.
     CaughtUp,
-    /// The storage refused the read; the reader has not moved.
+    /// The storage refused the read; the reader has not moved. Try again, and when that doesn't
+    /// help call [`super::Reader::skip_unreadable`].
     Error(io::ErrorKind),
 }
 
@@ -143,9 +146,12 @@ pub struct Recovery {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct DamageReport {
     /// Records known to be lost among those counted in [`Recovery::records`] at open; damage
-    /// inside sealed segments that open doesn't scan comes as `ReadItem::Damage` only.
+    /// inside sealed segments that open doesn't walk comes as `ReadItem::Damage` only.
     pub records_lost: u64,
-    /// Bad ranges (or whole files) that were copied or moved to `quarantine/`.
+    /// Records known to be lost in set-aside segments that open walked.
+    pub set_asides_lost: u64,
+    /// Bad ranges (or whole files) that were copied or moved to `quarantine/`, or that go there
+    /// with their file once it is final.
     pub ranges_quarantined: u64,
     /// Bytes of them.
     pub bytes_quarantined: u64,
@@ -153,7 +159,7 @@ pub struct DamageReport {
     pub segments_missing: u64,
     /// Segments of a newer format version, moved to `newer-version/` untouched.
     pub segments_newer: u64,
-    /// Segments of another directory, of a wrong name or without a readable header, moved to
+    /// Segments of another directory, of a wrong name or that can't be read, moved to
     /// `quarantine/` whole.
     pub segments_foreign: u64,
     /// Tails that a crash left unfinished: torn frames behind the last good one. Not damage.

@@ -158,9 +158,9 @@ impl Sender {
         command.arg("--wal-dir").arg(dir);
         command.arg("--crash-child").arg(format!("{}:{generation}", scene.run()));
         command.arg("--seconds").arg(seconds.as_secs_f64().to_string());
-        command.arg("--threads").arg(args.threads.to_string());
-        command.arg("--rate").arg(args.rate.to_string());
-        command.arg("--payload").arg(args.payload.to_string());
+        command.arg("--threads").arg(args.load.threads.to_string());
+        command.arg("--rate").arg(args.load.rate.to_string());
+        command.arg("--payload").arg(args.load.payload.to_string());
         if let Some(ms) = args.loss_window_ms {
             command.arg("--loss-window-ms").arg(ms.to_string());
         }

@@ -5,17 +5,17 @@
 //! and what is measured meanwhile), `view` (the live view), `report` (what is said at the end),
 //! `crash` (the run that is killed).
 
-mod conductor;
+pub mod conductor;
 mod crash;
 mod oracle;
 mod reader;
-mod report;
+pub mod report;
 mod scene;
-mod senders;
+pub mod senders;
 mod view;
 
 use crate::report::say;
-use conductor::{Conductor, Plan};
+use conductor::{Conductor, Glance, Plan};
 use forebay::{Builder, Pipeline};
 use oracle::VALUE_BYTES_MIN;
 use report::{Outcome, Verdict};
@@ -46,15 +46,8 @@ pub struct Args {
     /// How long to send, in seconds
     #[arg(long, value_name = "S", default_value = "8", value_parser = seconds)]
     seconds: Duration,
-    /// Threads that send
-    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=64))]
-    threads: u32,
-    /// Records a second, all threads together
-    #[arg(long, value_name = "N", default_value_t = 50_000, value_parser = clap::value_parser!(u64).range(1..))]
-    rate: u64,
-    /// Bytes of each value
-    #[arg(long, value_name = "BYTES", default_value_t = 100, value_parser = clap::value_parser!(u32).range(VALUE_BYTES_MIN..=900_000))]
-    payload: u32,
+    #[command(flatten)]
+    load: Load,
     /// When the brokers go, in seconds from the start
     #[arg(long, value_name = "S", default_value = "2", value_parser = seconds)]
     outage_after: Duration,
@@ -91,6 +84,20 @@ pub struct Args {
     crash_child: Option<Child>,
 }
 
+/// What the senders do.
+#[derive(clap::Args, Clone, Copy, Debug)]
+pub struct Load {
+    /// Threads that send
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub threads: u32,
+    /// Records a second, all threads together
+    #[arg(long, value_name = "N", default_value_t = 50_000, value_parser = clap::value_parser!(u64).range(1..))]
+    pub rate: u64,
+    /// Bytes of each value
+    #[arg(long, value_name = "BYTES", default_value_t = 100, value_parser = clap::value_parser!(u32).range(VALUE_BYTES_MIN..=900_000))]
+    pub payload: u32,
+}
+
 /// What the parent tells the process that it may kill.
 #[derive(Clone, Copy, Debug)]
 struct Child {
@@ -100,8 +107,9 @@ struct Child {
     generation: u32,
 }
 
+/// How the brokers go.
 #[derive(clap::ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
-enum OutageKind {
+pub enum OutageKind {
     Freeze,
     Down,
 }
@@ -122,6 +130,25 @@ fn child(text: &str) -> Result<Child, String> {
 }
 
 impl Args {
+    /// A run against the embedded cluster, which is frozen in the middle.
+    pub fn frozen(seconds: Duration, outage: (Duration, Duration), load: Load) -> Args {
+        Args {
+            seconds,
+            load,
+            outage_after: outage.0,
+            outage_for: outage.1,
+            outage: OutageKind::Freeze,
+            wal_dir: None,
+            brokers: None,
+            topic: None,
+            at_most_once: false,
+            loss_window_ms: None,
+            crash: false,
+            json: false,
+            crash_child: None,
+        }
+    }
+
     /// The outage that this run makes, if it makes one: from when, for how long.
     fn outage_plan(&self) -> Option<(Duration, Duration)> {
         let makes_one = self.brokers.is_none() && !self.outage_for.is_zero();
@@ -153,7 +180,20 @@ pub fn run(args: Args) -> Result<ExitCode, Box<dyn Error>> {
     if args.crash {
         return crash::run(&args);
     }
-    let scene = Scene::new(&args)?;
+    let view = view::View::new(&args);
+    let outcome = play(&args, |glance| view.show(glance))?;
+    view.clear();
+    if args.json {
+        outcome.print_json()?;
+    } else {
+        outcome.print(&args)?;
+    }
+    Ok(if outcome.verdict.is_good() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// One run without a crash; `watch` sees how it goes, ten times a second.
+pub fn play(args: &Args, mut watch: impl FnMut(&Glance<'_>)) -> Result<Outcome, Box<dyn Error>> {
+    let scene = Scene::new(args)?;
     let mut builder = args.builder(scene.brokers());
     builder = match scene.wal_dir() {
         Some(dir) => builder.wal_dir(dir),
@@ -167,45 +207,37 @@ pub fn run(args: Args) -> Result<ExitCode, Box<dyn Error>> {
     let topic = pipeline.topic(scene.topic())?;
     pipeline.ready(Duration::from_secs(10))?;
     let reader = scene.start_reader()?;
-    let senders = senders::Senders::start(&args, &pipeline, &topic, scene.run(), 0)?;
-    let view = view::View::new(&args);
+    let senders = senders::Senders::start(args, &pipeline, &topic, scene.run(), 0)?;
     let plan = Plan {
         seconds: args.seconds,
         outage: args.outage_plan(),
         kind: args.outage,
-        payload: args.payload,
+        payload: args.load.payload,
     };
     let mut conductor = Conductor::new(plan, &scene, &reader, &senders);
     let mut stats = || pipeline.stats();
-    conductor.play(&mut stats, |glance| view.show(glance));
+    conductor.play(&mut stats, &mut watch);
     let sent = senders.join();
     // What waits for a batch shouldn't wait any longer; how long all of it takes is the
     // conductor's to watch.
     let _ = pipeline.flush(Duration::ZERO);
-    conductor.drain(&mut stats, |glance| view.show(glance));
+    conductor.drain(&mut stats, &mut watch);
     let delivered_after = conductor.elapsed();
     let closed = pipeline.close(Duration::from_secs(5))?;
     let books = closed.stats.books;
     let expected = books.delivered.saturating_sub(books.recovered);
     let arrived = reader.finish(expected, Duration::from_secs(10));
-    view.clear();
     let outcome = Outcome {
         books,
         refused: closed.stats.refused.clone(),
         timeline: conductor.into_timeline(),
         elapsed: delivered_after,
-        verdict: Verdict::new(&args, &books, &sent, &arrived),
+        verdict: Verdict::new(args, &books, &sent, &arrived),
         arrived: arrived.tally(),
         sent,
     };
-    if args.json {
-        outcome.print_json()?;
-    } else {
-        outcome.print(&args)?;
-    }
-    let good = outcome.verdict.is_good();
-    scene.clean(good);
-    Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    scene.clean(outcome.verdict.is_good());
+    Ok(outcome)
 }
 
 fn wrong_usage(what: &str) -> ExitCode {

@@ -223,9 +223,9 @@ impl Outcome {
             to,
             "{:.1} s, {} threads, {} records/s of {} B{}\n",
             args.seconds.as_secs_f64(),
-            args.threads,
-            count(args.rate),
-            args.payload,
+            args.load.threads,
+            count(args.load.rate),
+            args.load.payload,
             if args.at_most_once { ", no log (at most once)" } else { "" }
         )?;
         let mut row = |name: &str, n: u64, note: &str| {

@@ -62,7 +62,7 @@ impl Scene {
         };
         let is_temporary = args.wal_dir.is_none() && !args.at_most_once;
         let wal_dir = if is_temporary { Some(temporary_dir(run)?) } else { args.wal_dir.clone() };
-        let payload = args.payload as usize;
+        let payload = args.load.payload as usize;
         Ok(Scene { embedded, brokers, topic, wal_dir, is_temporary, run, payload })
     }
 

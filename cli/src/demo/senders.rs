@@ -122,19 +122,19 @@ impl Senders {
     ) -> io::Result<Senders> {
         // All begin together, also the one that is started last.
         let begin = Instant::now() + Duration::from_millis(20);
-        let threads = (0..args.threads).map(|_| Told::default()).collect();
+        let threads = (0..args.load.threads).map(|_| Told::default()).collect();
         let shared = Arc::new(Shared { begin, phase: AtomicU8::new(0), threads });
         let mut senders = Senders { shared: shared.clone(), threads: Vec::new() };
-        for thread in 0..args.threads {
+        for thread in 0..args.load.threads {
             let sender = Sender {
                 topic: topic.clone(),
                 thread: thread as usize,
-                per_s: args.rate as f64 / f64::from(args.threads),
+                per_s: args.load.rate as f64 / f64::from(args.load.threads),
                 seconds: args.seconds,
                 value: value(
                     run,
                     generation * SOURCES_PER_GENERATION + thread,
-                    args.payload as usize,
+                    args.load.payload as usize,
                 ),
                 shared: shared.clone(),
             };

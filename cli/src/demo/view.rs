@@ -47,8 +47,8 @@ impl View {
         View {
             bar,
             before: RefCell::default(),
-            slots: LANE_SLOTS * u64::from(args.threads),
-            payload: u64::from(args.payload),
+            slots: LANE_SLOTS * u64::from(args.load.threads),
+            payload: u64::from(args.load.payload),
             kind: args.outage,
         }
     }

@@ -10,6 +10,9 @@ mod files;
 mod golden;
 mod guard;
 mod log;
+mod regress;
+mod stops;
+mod verdicts;
 
 use super::*;
 use crate::record::{LogPosition, Lsn, RecordView, Shape, TopicId};
@@ -126,14 +129,20 @@ pub(super) fn read_all(open: &Open, from: Option<LogPosition>) -> (Vec<u64>, u64
 /// the reader yields.
 pub(super) fn reopen_and_read(storage: &MemoryStorage) -> (Open, Vec<u64>, u64) {
     let open = open(storage, small());
-    let (lsns, lost) = read_all(&open, open.recovery.backlog);
+    let (lsns, lost) = read_backlog(&open);
+    (open, lsns, lost)
+}
+
+/// Reads the backlog of a log just opened, with the checks of [`reopen_and_read`].
+pub(super) fn read_backlog(open: &Open) -> (Vec<u64>, u64) {
+    let (lsns, lost) = read_all(open, open.recovery.backlog);
     assert_eq!(open.recovery.records, lsns.len() as u64 + lost, "{:?}", open.recovery);
     assert!(lsns.is_sorted_by(|a, b| a < b), "out of order: {lsns:?}");
     if let Some(first) = lsns.first() {
         assert!(open.recovery.first_lsn.is_some_and(|l| l.0 <= *first), "{:?}", open.recovery);
     }
     assert!(open.recovery.next_lsn.0 > lsns.last().copied().unwrap_or(0) || lsns.is_empty());
-    (open, lsns, lost)
+    (lsns, lost)
 }
 
 pub(super) fn topic_of(open: &Open, name: &str) -> TopicId {

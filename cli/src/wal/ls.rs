@@ -1,17 +1,15 @@
-//! Owns `forebay wal ls` and `forebay wal dump`: what a log's directory holds. Read-only, also
-//! while a pipeline has the directory open.
+//! Owns `forebay wal ls`: what a log's directory holds. Read-only, also while a pipeline has the
+//! directory open.
 
-use crate::report::say;
-use forebay::inspect::{Directory, Item, Record, Segment};
+use super::{bar, file_of};
+use forebay::inspect::{Counts, Directory, Item, Segment};
 use serde::Serialize;
-use serde_json::{Value, json};
 use std::collections::BTreeMap;
-use std::error::Error;
 use std::io::{self, BufWriter, Write};
 use std::path::PathBuf;
-use std::process::ExitCode;
+use std::time::{SystemTime, UNIX_EPOCH};
 
-const LS_HELP: &str = "\
+pub const HELP: &str = "\
 A record that isn't final will be sent again by the next run (or by the one that has the
 directory open now). What is final is known up to the last stored checkpoint: beside a live
 pipeline the figures are some milliseconds old.
@@ -19,74 +17,16 @@ pipeline the figures are some milliseconds old.
 Exit status: 0 all that is there can be read, 1 something is damaged or can't be read, 2 wrong
 usage.";
 
-const DUMP_HELP: &str = "\
-Fields: lsn, topic, partition (null: the key decides, or nothing), timestamp_ms, key, value,
-headers (list of [name, value]), final (true: delivered or set aside already, still in the file),
-set_aside (null, or {reason, code, unix_ms}).
-Keys and values are strings where they are UTF-8, else {\"hex\": \"00ff\"}; null is null.
-
-Example: what would be sent again, one value a line
-  forebay wal dump ./app.wal | jq -r 'select(.final | not) | .value'
-
-Exit status: 0 all that is there was written, 1 something is damaged or can't be read, 2 wrong
-usage.";
-
-/// Look into a write-ahead log's directory, read-only, also while it is in use.
 #[derive(clap::Args, Debug)]
 pub struct Args {
-    #[command(subcommand)]
-    command: Command,
-}
-
-#[derive(clap::Subcommand, Debug)]
-enum Command {
-    /// Say what is in it: segments, numbers, records by topic, how many aren't final
-    #[command(after_help = LS_HELP)]
-    Ls(Ls),
-    /// Write its records to standard output, oldest first, one JSON object a line
-    #[command(after_help = DUMP_HELP)]
-    Dump(Dump),
-}
-
-#[derive(clap::Args, Debug)]
-struct Ls {
     /// The log's directory
-    dir: PathBuf,
+    pub dir: PathBuf,
+    /// Only what was set aside: the dead letters
+    #[arg(long)]
+    set_aside: bool,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
-}
-
-#[derive(clap::Args, Debug)]
-struct Dump {
-    /// The log's directory
-    dir: PathBuf,
-    /// One JSON object a line; what it does anyway
-    #[arg(long, conflicts_with = "raw")]
-    json: bool,
-    /// The values alone, each with a newline behind it; a null value is an empty line
-    #[arg(long)]
-    raw: bool,
-}
-
-/// Runs `forebay wal`.
-pub fn run(args: Args) -> Result<ExitCode, Box<dyn Error>> {
-    let dir = match &args.command {
-        Command::Ls(ls) => &ls.dir,
-        Command::Dump(dump) => &dump.dir,
-    };
-    let directory = Directory::open(dir).map_err(|e| format!("{}: {e}", dir.display()))?;
-    let done = match &args.command {
-        Command::Ls(ls) => list(&directory, ls),
-        Command::Dump(dump) => write_records(&directory, dump),
-    };
-    match done {
-        Ok(true) => Ok(ExitCode::SUCCESS),
-        Ok(false) => Ok(ExitCode::FAILURE),
-        // Whoever read has seen enough.
-        Err(e) if e.kind() == io::ErrorKind::BrokenPipe => Ok(ExitCode::SUCCESS),
-        Err(e) => Err(format!("{}: {e}", dir.display()).into()),
-    }
 }
 
 /// What a segment's file is.
@@ -129,6 +69,8 @@ struct AsideRow {
     reason: String,
     code: i32,
     records: u64,
+    oldest_unix_ms: i64,
+    newest_unix_ms: i64,
 }
 
 /// The object that `ls --json` prints. The names are an interface: scripts read them.
@@ -150,7 +92,7 @@ struct Listing {
 #[derive(Default)]
 struct Sums {
     topics: BTreeMap<String, TopicRow>,
-    aside: BTreeMap<(String, String, i32), u64>,
+    aside: BTreeMap<(String, String, i32), AsideRow>,
 }
 
 impl Sums {
@@ -160,14 +102,18 @@ impl Sums {
     }
 }
 
-fn list(directory: &Directory, args: &Ls) -> io::Result<bool> {
+/// Lists what is there; false when something is damaged.
+pub fn list(directory: &Directory, args: &Args) -> io::Result<bool> {
     let mut sums = Sums::default();
     let mut listing = Listing {
         watermark: directory.checkpoint().map(|c| c.watermark),
         next_lsn: directory.checkpoint().map(|c| c.next_lsn),
         ..Listing::default()
     };
-    for segment in directory.segments()? {
+    let mut segments = directory.segments()?;
+    segments.retain(|s| s.is_set_aside() || !args.set_aside);
+    let bar = bar::of_bytes(segments.iter().map(Segment::bytes).sum());
+    for segment in segments {
         let row = look(directory, &segment, &mut sums)?;
         listing.bytes += row.bytes;
         listing.damaged_records += row.damaged_records;
@@ -176,13 +122,11 @@ fn list(directory: &Directory, args: &Ls) -> io::Result<bool> {
             if row.set_aside { &mut listing.set_aside_records } else { &mut listing.records };
         *kind += row.records;
         listing.segments.push(row);
+        bar.inc(segment.bytes());
     }
+    bar.finish_and_clear();
     listing.topics = sums.topics.into_values().collect();
-    listing.set_aside = sums
-        .aside
-        .into_iter()
-        .map(|((topic, reason, code), records)| AsideRow { topic, reason, code, records })
-        .collect();
+    listing.set_aside = sums.aside.into_values().collect();
     let mut out = BufWriter::new(io::stdout().lock());
     if args.json {
         serde_json::to_writer(&mut out, &listing)?;
@@ -199,11 +143,7 @@ fn list(directory: &Directory, args: &Ls) -> io::Result<bool> {
 fn look(directory: &Directory, segment: &Segment, sums: &mut Sums) -> io::Result<SegmentRow> {
     let sealed = segment.sealed();
     let mut row = SegmentRow {
-        file: format!(
-            "{}{:016x}.wal",
-            if segment.is_set_aside() { "set-aside/" } else { "" },
-            segment.number()
-        ),
+        file: file_of(segment).display().to_string(),
         set_aside: segment.is_set_aside(),
         state: match (segment.is_readable(), &sealed) {
             (false, _) if segment.is_unused() => State::Unused,
@@ -219,10 +159,7 @@ fn look(directory: &Directory, segment: &Segment, sums: &mut Sums) -> io::Result
         damaged_records: 0,
     };
     if let Some(counts) = sealed.filter(|_| !row.set_aside) {
-        let is_final = |lsn: Option<u64>| lsn.is_none_or(|n| directory.is_final(n));
-        let (first_final, last_final) = (is_final(counts.first_lsn), is_final(counts.last_lsn));
-        // In between, only a walk tells how many are on which side.
-        if first_final == last_final {
+        if let Some(last_final) = all_alike(directory, &counts) {
             let not_final = |n: u64| if last_final { 0 } else { n };
             (row.first_lsn, row.last_lsn) = (counts.first_lsn, counts.last_lsn);
             row.records = counts.records;
@@ -243,11 +180,21 @@ fn look(directory: &Directory, segment: &Segment, sums: &mut Sums) -> io::Result
                 row.last_lsn = Some(row.last_lsn.map_or(record.lsn, |n| n.max(record.lsn)));
                 match record.set_aside {
                     Some(why) => {
-                        let key = (record.topic, why.reason.to_owned(), why.code);
-                        *sums.aside.entry(key).or_default() += 1;
+                        let key = (record.topic.clone(), why.reason.to_owned(), why.code);
+                        let row = sums.aside.entry(key).or_insert_with(|| AsideRow {
+                            topic: record.topic,
+                            reason: why.reason.to_owned(),
+                            code: why.code,
+                            records: 0,
+                            oldest_unix_ms: why.unix_ms,
+                            newest_unix_ms: why.unix_ms,
+                        });
+                        row.records += 1;
+                        row.oldest_unix_ms = row.oldest_unix_ms.min(why.unix_ms);
+                        row.newest_unix_ms = row.newest_unix_ms.max(why.unix_ms);
                     }
                     None => {
-                        let not_final = u64::from(!directory.is_final(record.lsn));
+                        let not_final = u64::from(!directory.is_final(&record.topic, record.lsn));
                         row.not_final += not_final;
                         let topic = sums.topic(&record.topic);
                         topic.records += 1;
@@ -261,6 +208,20 @@ fn look(directory: &Directory, segment: &Segment, sums: &mut Sums) -> io::Result
         true
     })?;
     Ok(row)
+}
+
+/// Whether a sealed segment's records are all final (true) or none of them is; `None` where only
+/// a walk tells.
+fn all_alike(directory: &Directory, counts: &Counts) -> Option<bool> {
+    let (Some(first), Some(last)) = (counts.first_lsn, counts.last_lsn) else { return Some(true) };
+    // A topic that a replay has drained differs from the others.
+    if directory.replayed().any(|(name, below)| {
+        below > first && counts.topics.iter().any(|(topic, n)| topic == name && *n > 0)
+    }) {
+        return None;
+    }
+    let (first, last) = (directory.is_final("", first), directory.is_final("", last));
+    (first == last).then_some(last)
 }
 
 impl Listing {
@@ -287,10 +248,15 @@ impl Listing {
             writeln!(out, "{:>12} {:>12}  {}", topic.records, topic.not_final, topic.topic)?;
         }
         if !self.set_aside.is_empty() {
-            writeln!(out, "\n{:>12} {:>6}  reason, topic", "set aside", "code")?;
+            writeln!(out, "\n{:>12} {:>6} {:>8} {:>8}  reason, topic", "set aside", "code", "oldest", "newest")?;
         }
         for row in &self.set_aside {
-            writeln!(out, "{:>12} {:>6}  {}, {}", row.records, row.code, row.reason, row.topic)?;
+            let (oldest, newest) = (age(row.oldest_unix_ms), age(row.newest_unix_ms));
+            writeln!(
+                out,
+                "{:>12} {:>6} {oldest:>8} {newest:>8}  {}, {}",
+                row.records, row.code, row.reason, row.topic
+            )?;
         }
         if !self.segments.is_empty() {
             writeln!(
@@ -320,68 +286,13 @@ impl Listing {
     }
 }
 
-fn write_records(directory: &Directory, args: &Dump) -> io::Result<bool> {
-    let mut out = BufWriter::with_capacity(256 << 10, io::stdout().lock());
-    let mut failed = Ok(());
-    let (mut damaged, mut unreadable) = (0, 0);
-    for segment in directory.segments()? {
-        unreadable += u64::from(!segment.is_readable() && !segment.is_unused());
-        directory.walk(&segment, |item| {
-            match item {
-                Item::Record(record) => {
-                    failed = if args.raw {
-                        out.write_all(record.value.unwrap_or(&[]))
-                            .and_then(|()| out.write_all(b"\n"))
-                    } else {
-                        write_json(&mut out, directory, &record)
-                    };
-                }
-                Item::Bad { records_lost, .. } => damaged += records_lost.unwrap_or(0),
-                _ => {}
-            }
-            failed.is_ok()
-        })?;
-        std::mem::replace(&mut failed, Ok(()))?;
-    }
-    out.flush()?;
-    if damaged > 0 {
-        say(format_args!("{damaged} records are damaged and can't be shown"));
-    }
-    if unreadable > 0 {
-        say(format_args!("{unreadable} segments are damaged or of a newer version"));
-    }
-    Ok(damaged == 0 && unreadable == 0)
-}
-
-fn write_json(out: &mut impl Write, directory: &Directory, record: &Record<'_>) -> io::Result<()> {
-    let headers: Vec<Value> =
-        record.headers().map(|(name, value)| json!([name, bytes(value)])).collect();
-    let set_aside = record
-        .set_aside
-        .map(|why| json!({ "reason": why.reason, "code": why.code, "unix_ms": why.unix_ms }));
-    let object = json!({
-        "lsn": record.lsn,
-        "topic": record.topic,
-        "partition": record.partition,
-        "timestamp_ms": record.timestamp_ms,
-        "key": bytes(record.key),
-        "value": bytes(record.value),
-        "headers": headers,
-        "final": record.set_aside.is_some() || directory.is_final(record.lsn),
-        "set_aside": set_aside,
-    });
-    serde_json::to_writer(&mut *out, &object)?;
-    out.write_all(b"\n")
-}
-
-/// Bytes as JSON: a string where they are UTF-8, hexadecimal in an object where they aren't.
-fn bytes(bytes: Option<&[u8]>) -> Value {
-    let Some(bytes) = bytes else { return Value::Null };
-    match std::str::from_utf8(bytes) {
-        Ok(text) => Value::from(text),
-        Err(_) => {
-            let hex: String = bytes.iter().map(|b| format!("{b:02x}")).collect();
-            json!({ "hex": hex })
-        }
+/// How long ago that was, in the largest unit that fits.
+fn age(unix_ms: i64) -> String {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs() as i64);
+    match now - unix_ms / 1000 {
+        s if s < 120 => format!("{} s", s.max(0)),
+        s if s < 2 * 3600 => format!("{} min", s / 60),
+        s if s < 48 * 3600 => format!("{} h", s / 3600),
+        s => format!("{} d", s / 86_400),
     }
 }
