@@ -17,9 +17,9 @@ use std::sync::Arc;
 const COPY_BYTES: u64 = 1 << 20;
 /// Names in a row that may be taken by something that isn't ours.
 const NAMES_TRIED: u32 = 64;
-/// Pages are made present in steps of this many bytes: while one lasts (about 0.2 ms) nothing
+/// Pages are made present in steps of this many bytes: while one lasts (about 0.5 ms) nothing
 /// else in the process can change its address space.
-const POPULATE_STEP_BYTES: u64 = 512 << 10;
+const POPULATE_STEP_BYTES: u64 = 2 << 20;
 /// No segment has this number.
 pub(super) const NO_SEGMENT: u64 = u64::MAX;
 
@@ -268,10 +268,14 @@ impl WalKeeper {
         Ok(())
     }
 
-    /// Prepares segments while fewer wait than are wanted; true when it did.
+    /// Prepares segments while fewer wait than are wanted; true when it did. No more than may
+    /// wait: a flusher that takes them as fast as they come must not put off a sync.
     fn prepare_ahead(&mut self, kind: SegmentKind) -> io::Result<bool> {
         let mut any = false;
-        while self.prepare(kind)? {
+        for _ in 0..self.common.options.segments_ahead_max.max(1) {
+            if !self.prepare(kind)? {
+                break;
+            }
             any = true;
         }
         Ok(any)

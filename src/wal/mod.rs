@@ -12,9 +12,11 @@
 
 mod checkpoint;
 mod cursor;
+mod directory;
 mod file_storage;
 mod findings;
 pub mod format;
+mod guard;
 mod inspect;
 mod keeper;
 mod log;
