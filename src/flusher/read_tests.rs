@@ -109,6 +109,7 @@ impl Rig {
             lane_bytes: 16 << 10,
             lane_slots: 16,
             memory_bytes: 0,
+            wal_full: crate::config::WalFull::Refuse,
         });
         Rig { flusher, keeper, shared, sink: handle, now_ns: 0 }
     }

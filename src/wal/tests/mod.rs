@@ -6,10 +6,12 @@
 mod bad_input;
 mod crash;
 mod damage;
+mod faults;
 mod files;
 mod flips;
 mod golden;
 mod log;
+mod repair;
 mod regress;
 mod stops;
 mod verdicts;
