@@ -14,6 +14,7 @@ mod cursor;
 mod file_storage;
 mod findings;
 pub mod format;
+mod hints;
 mod inspect;
 mod keeper;
 mod log;
