@@ -4,6 +4,7 @@
 
 use super::{Flusher, Parts};
 use crate::clock::Clock;
+use crate::config::WalFull;
 use crate::keeper::KeeperLink;
 use crate::lane::{LaneOptions, Lanes};
 use crate::receipt::Receipts;
@@ -109,7 +110,7 @@ impl Rig {
             lane_bytes: 16 << 10,
             lane_slots: 16,
             memory_bytes: 0,
-            wal_full: crate::config::WalFull::Refuse,
+            wal_full: WalFull::Refuse,
         });
         Rig { flusher, keeper, shared, sink: handle, now_ns: 0 }
     }

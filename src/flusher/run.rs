@@ -26,7 +26,7 @@ impl Flusher {
     }
 
     /// Drains, flushes until the deadline, journals the rest, syncs, tells.
-    fn end(&mut self) {
+    pub(crate) fn end(&mut self) {
         let began_ns = self.clock.now_ns();
         let deadline_ns = self.close.unwrap_or(began_ns);
         let waker = self.shared.waker.clone();

@@ -27,6 +27,15 @@ pub(super) struct Coverage {
     pub(super) append_failures: u64,
     pub(super) exposed: u64,
     pub(super) flushes_done: u64,
+    pub(super) crashes_in_close: u64,
+    pub(super) closed: u64,
+    pub(super) closed_incomplete: u64,
+    pub(super) segments_made: u64,
+    pub(super) segments_removed: u64,
+    pub(super) with_log: u64,
+    /// Schedules with a log in which no segment was sealed; in which none was removed.
+    pub(super) nothing_sealed: u64,
+    pub(super) nothing_removed: u64,
 }
 
 impl Coverage {
@@ -55,6 +64,14 @@ impl Coverage {
         self.append_failures += more.append_failures;
         self.exposed += more.exposed;
         self.flushes_done += more.flushes_done;
+        self.crashes_in_close += more.crashes_in_close;
+        self.closed += more.closed;
+        self.closed_incomplete += more.closed_incomplete;
+        self.segments_made += more.segments_made;
+        self.segments_removed += more.segments_removed;
+        self.with_log += more.with_log;
+        self.nothing_sealed += more.nothing_sealed;
+        self.nothing_removed += more.nothing_removed;
     }
 
     pub(super) fn each(&self) -> Vec<(&'static str, u64)> {
@@ -83,6 +100,12 @@ impl Coverage {
             ("append_failures", self.append_failures),
             ("exposed", self.exposed),
             ("flushes_done", self.flushes_done),
+            ("crashes_in_close", self.crashes_in_close),
+            ("closed", self.closed),
+            ("closed_incomplete", self.closed_incomplete),
+            ("segments_made", self.segments_made),
+            ("segments_removed", self.segments_removed),
+            ("with_log", self.with_log),
         ]
     }
 }

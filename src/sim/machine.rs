@@ -21,23 +21,42 @@ use crate::wal::{MemoryStorage, Recovery, Wal, WalOptions};
 use parking_lot::Mutex;
 use std::sync::Arc;
 
-/// Time as the schedule sets it.
+/// What happens elsewhere while somebody waits: given the time, returns the time after it.
+pub(super) type Meanwhile = Box<dyn FnMut(u64) -> u64 + Send>;
+
+/// Time as the schedule sets it. Where the code under test waits by itself, in closing, each look
+/// at the clock lets the rest of the world go on.
 #[derive(Default)]
-pub(super) struct SimClock(AtomicU64);
+pub(super) struct SimClock {
+    ns: AtomicU64,
+    meanwhile: Mutex<Option<Meanwhile>>,
+}
 
 impl SimClock {
     pub(super) fn set(&self, ns: u64) {
-        self.0.store(ns, Ordering::Relaxed);
+        self.ns.store(ns, Ordering::Relaxed);
+    }
+
+    pub(super) fn let_go_on(&self, meanwhile: Option<Meanwhile>) {
+        *self.meanwhile.lock() = meanwhile;
     }
 }
 
 impl Clock for SimClock {
     fn now_ns(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
+        let now_ns = self.ns.load(Ordering::Relaxed);
+        match &mut *self.meanwhile.lock() {
+            None => now_ns,
+            Some(meanwhile) => {
+                let later = meanwhile(now_ns);
+                self.set(later);
+                later
+            }
+        }
     }
 
     fn unix_ms(&self) -> i64 {
-        1_700_000_000_000 + (self.now_ns() / 1_000_000) as i64
+        1_700_000_000_000 + (self.ns.load(Ordering::Relaxed) / 1_000_000) as i64
     }
 }
 
@@ -55,8 +74,8 @@ pub(super) struct Setup {
 }
 
 pub(super) const LANES: usize = 2;
-const LANE_BYTES: usize = 2048;
-const RECORD_BYTES_MAX: usize = 128;
+const LANE_BYTES: usize = 4096;
+const RECORD_BYTES_MAX: usize = 400;
 
 /// One process on the disk.
 pub(super) struct Process {
@@ -90,7 +109,7 @@ impl Process {
         if setup.with_log {
             let options = WalOptions {
                 segment_bytes: setup.segment_bytes,
-                set_aside_segment_bytes: 8192,
+                set_aside_segment_bytes: setup.segment_bytes,
                 wal_bytes_max: None,
                 record_bytes_max: RECORD_BYTES_MAX as u32,
                 sync_interval_ns: setup.sync_interval_ns,
@@ -147,15 +166,16 @@ impl Process {
         expected: &super::sink::Expected,
     ) -> Result<(), SendError> {
         let (key, value) = (expected.key(), expected.value());
+        let headers = expected.headers();
         self.shared.lanes.send_as(
             thread % LANES,
             &OutRecord {
                 topic: self.topics[expected.topic()],
-                partition: expected.partition_in_topic(),
+                partition: expected.partition_asked(),
                 timestamp_ms: expected.timestamp_ms(),
                 key: key.as_ref().map(|k| &k[..]),
-                value: Some(&value),
-                headers: &[],
+                value: value.as_deref(),
+                headers: &headers[..expected.header_count()],
                 receipt: crate::record::NO_RECEIPT,
             },
         )

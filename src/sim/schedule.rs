@@ -1,6 +1,7 @@
 //! Owns one schedule: what happens, in which order, all drawn from one seed, and what must hold
 //! after every step.
 
+mod close;
 mod crash;
 mod verdict;
 
@@ -14,7 +15,7 @@ use crate::report::Scope;
 use crate::sequence::Broken;
 use crate::sequence::policy::Timing;
 use crate::stats::BookTotals;
-use crate::wal::{MemoryStorage, StorageOp};
+use crate::wal::{MemoryStorage, StorageOp, inspect};
 use parking_lot::Mutex;
 use std::io;
 use std::sync::Arc;
@@ -25,12 +26,14 @@ const THREADS: usize = LANES + 1;
 /// A look that comes no later than this is on time: the policy's margin covers it.
 const ON_TIME_NS: u64 = 20 * MS;
 const DRAIN_LOOKS: u32 = 2_000;
+/// A storm ends after so many ticks, if no two segments have filled up before.
+const STORM_TICKS_MAX: u32 = 80;
 
 /// One schedule under way.
 pub(super) struct Schedule {
     rng: Rng,
     setup: Setup,
-    /// Segments so small, or a keeper so lazy, that the log may be late.
+    /// A keeper so lazy that the log may be late.
     tight: bool,
     clock: Arc<SimClock>,
     now_ns: u64,
@@ -39,6 +42,13 @@ pub(super) struct Schedule {
     outside: Arc<Mutex<Outside>>,
     run: u8,
     crashes_left: u32,
+    closes_left: u32,
+    /// A segment was filled and sealed.
+    has_sealed: bool,
+    /// What the run that closed said it left, at least and at most: the next one recovers that.
+    left_in_log: Option<(u64, u64)>,
+    /// Records that this run's recovery found lost.
+    damaged_at_open: u64,
     /// When the last look came that found the log willing.
     looked_ns: u64,
     /// Everything accepted until then is final or in the log, whatever crashes.
@@ -76,11 +86,16 @@ impl Schedule {
         schedule.aloud = aloud;
         schedule.outside.lock().aloud = aloud;
         schedule.tell(|s| format!("{:?}", s.setup));
-        let steps = 20 + schedule.rng.below(60);
-        for _ in 0..steps {
+        let steps = 20 + schedule.rng.below(40);
+        let storm_at = schedule.rng.below(steps);
+        for step in 0..steps {
             schedule.step()?;
+            if step == storm_at && schedule.setup.with_log {
+                schedule.storm()?;
+            }
         }
         schedule.drain()?;
+        schedule.note_log();
         coverage.add(&schedule.coverage);
         Ok(())
     }
@@ -100,7 +115,7 @@ impl Schedule {
             },
             in_flight_max_records: rng.pick(&[1, 2, 3, 5, 16]),
             with_log,
-            segment_bytes: if tight { 4096 } else { 16384 },
+            segment_bytes: rng.pick(&[3584, 4096, 6144]),
             sync_interval_ns: 30 * MS,
             lane_slots: rng.pick(&[8, 16, 32]),
             broken,
@@ -126,6 +141,7 @@ impl Schedule {
         let opened = Process::open(&setup, &disk, &outside, &clock, rng.next())?;
         let Some((process, _)) = opened else { return Err("a crash that nobody asked for".into()) };
         let crashes_left = rng.below(4) as u32;
+        let closes_left = rng.below(2) as u32;
         Ok(Schedule {
             rng,
             setup,
@@ -137,6 +153,10 @@ impl Schedule {
             outside,
             run: 0,
             crashes_left,
+            closes_left,
+            has_sealed: false,
+            left_in_log: None,
+            damaged_at_open: 0,
             looked_ns: 0,
             journal_safe_ns: 0,
             looks: 0,
@@ -162,7 +182,7 @@ impl Schedule {
     }
 
     fn step(&mut self) -> Result<(), Violation> {
-        let step = self.rng.below(32);
+        let step = self.rng.below(33);
         match step {
             0..=6 => self.send(),
             7..=13 => self.tick()?,
@@ -176,6 +196,7 @@ impl Schedule {
             28 => self.break_or_mend_disk(),
             29 => self.break_instance(),
             30 => self.crash_soon(),
+            31 if self.closes_left > 0 => self.close()?,
             _ => {
                 if self.crashes_left > 0 && self.rng.one_in(3) {
                     self.crash()?;
@@ -222,7 +243,47 @@ impl Schedule {
         if !(self.tight && self.rng.one_in(2)) {
             self.keep()?;
         }
-        self.look()
+        let run = self.run;
+        // A keeper that isn't lazy has the next segment ready before the flusher's next look.
+        let mut made = self.disk.counts().created;
+        loop {
+            self.look()?;
+            if self.tight || self.faulty || self.run != run {
+                break;
+            }
+            self.keep()?;
+            if self.run != run || self.disk.counts().created == made {
+                break;
+            }
+            made = self.disk.counts().created;
+        }
+        self.judge_window()
+    }
+
+    /// Kafka stands still and much is sent, until segments have filled up.
+    fn storm(&mut self) -> Result<(), Violation> {
+        let stalled = std::mem::replace(&mut self.outside.lock().stalled, [true; PARTITIONS]);
+        if self.rng.one_in(2) {
+            self.crash_soon();
+        }
+        for tick in 0..STORM_TICKS_MAX {
+            self.send();
+            self.send();
+            self.tick()?;
+            if tick == STORM_TICKS_MAX / 2 {
+                self.mend_disk();
+            }
+            // Looking is dear, and fails on a disk that is about to be given up.
+            if tick % 4 == 3
+                && let Ok(found) = inspect(&self.disk)
+                && found.iter().filter(|s| s.seal.is_some()).count() > 1
+            {
+                self.has_sealed = true;
+                break;
+            }
+        }
+        self.outside.lock().stalled = stalled;
+        self.outside_is_well()
     }
 
     fn keep(&mut self) -> Result<(), Violation> {
@@ -267,8 +328,13 @@ impl Schedule {
             self.told = stats.books;
             self.tell(|s| format!("looked: {:?}", s.told));
         }
-        self.check(&stats)?;
+        self.check(&stats)
+    }
+
+    fn judge_window(&mut self) -> Result<(), Violation> {
+        let stats = self.process.stats();
         if self.log_is_willing()
+            && self.looks > 0
             && let Some(window) = self.setup.timing.loss_window_ns
         {
             self.looked_ns = self.now_ns;
@@ -373,11 +439,15 @@ impl Schedule {
         }
     }
 
+    fn mend_disk(&mut self) {
+        self.faulty = false;
+        self.disk.set_faults(None);
+        self.disk.set_capacity(None);
+    }
+
     fn break_or_mend_disk(&mut self) {
         if self.faulty || !self.rng.one_in(3) {
-            self.faulty = false;
-            self.disk.set_faults(None);
-            self.disk.set_capacity(None);
+            self.mend_disk();
             return;
         }
         self.tell(|_| "the disk fails".into());
@@ -398,7 +468,7 @@ impl Schedule {
     /// The process will die in the middle of one of its next writes.
     fn crash_soon(&mut self) {
         if self.crashes_left > 0 && self.setup.with_log {
-            self.disk.crash_at(self.disk.ops() + self.rng.below(40));
+            self.disk.crash_in(self.disk.ops() + self.rng.below(60), self.rng.below(9));
         }
     }
 }

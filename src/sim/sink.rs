@@ -3,7 +3,7 @@
 use super::brokers::Brokers;
 use super::checker::{Checker, Id, Violation};
 use super::rng::Rng;
-use crate::record::RecordView;
+use crate::record::{ANY_PARTITION, Header, RecordView};
 use crate::report::{Opaque, Outcome, Reason, Report, Scope};
 use crate::sink::{ProduceError, Sink, SinkState};
 use parking_lot::Mutex;
@@ -12,6 +12,8 @@ use std::sync::Arc;
 /// Partitions of both topics together.
 pub(super) const PARTITIONS: usize = 4;
 const PARTITIONS_PER_TOPIC: usize = 2;
+/// The timestamp of record 0.
+const FIRST_MS: i64 = 1_000_000;
 
 /// What a record must look like wherever it turns up: all of it follows from its number.
 #[derive(Clone, Copy, Debug)]
@@ -33,24 +35,48 @@ impl Expected {
     }
 
     pub(super) fn timestamp_ms(&self) -> i64 {
-        1_000_000 + i64::from(self.id)
+        FIRST_MS + i64::from(self.id)
     }
 
-    pub(super) fn key(&self) -> Option<[u8; 2]> {
-        (!self.id.is_multiple_of(3)).then(|| self.id.to_le_bytes())
+    /// Its key chooses the partition; otherwise the sender names it.
+    fn is_keyed(&self) -> bool {
+        self.id.is_multiple_of(3)
     }
 
-    pub(super) fn value(&self) -> Vec<u8> {
-        let len = 2 + (usize::from(self.id) * 37) % 100;
-        self.id.to_le_bytes().into_iter().cycle().take(len).collect()
+    pub(super) fn partition_asked(&self) -> i32 {
+        if self.is_keyed() { ANY_PARTITION } else { self.partition_in_topic() }
+    }
+
+    /// Its first byte is the partition that it leads to.
+    pub(super) fn key(&self) -> Option<[u8; 3]> {
+        let [low, high] = self.id.to_le_bytes();
+        let key = [self.partition_in_topic() as u8, low, high];
+        (self.is_keyed() || self.id % 3 == 1).then_some(key)
+    }
+
+    /// Null in a tombstone.
+    pub(super) fn value(&self) -> Option<Vec<u8>> {
+        let len = (usize::from(self.id) * 137) % 340;
+        let bytes = self.id.to_le_bytes().into_iter().cycle().take(len);
+        (!self.id.is_multiple_of(11)).then(|| bytes.collect())
+    }
+
+    pub(super) fn header_count(&self) -> usize {
+        usize::from(self.id % 4).saturating_sub(1)
+    }
+
+    /// The first [`Expected::header_count`] of these are sent.
+    pub(super) fn headers(&self) -> [Header<'static>; 2] {
+        [Header { name: "null", value: None }, Header { name: "h", value: Some(b"v") }]
     }
 
     fn is(&self, topic: &str, record: &RecordView<'_>) -> bool {
         topic == TOPICS[self.topic()]
-            && record.partition == self.partition_in_topic()
+            && record.partition == self.partition_asked()
             && record.timestamp_ms == self.timestamp_ms()
             && record.key() == self.key().as_ref().map(|k| &k[..])
-            && record.value() == Some(&self.value()[..])
+            && record.value() == self.value().as_deref()
+            && record.headers().eq(self.headers().into_iter().take(self.header_count()))
     }
 }
 
@@ -90,8 +116,8 @@ impl Outside {
     }
 
     fn known(&self, topic: &str, record: &RecordView<'_>) -> Option<Expected> {
-        let (id, _) = record.value()?.split_first_chunk()?;
-        let expected = self.expected.get(usize::from(Id::from_le_bytes(*id)))?;
+        let id = usize::try_from(record.timestamp_ms - FIRST_MS).ok()?;
+        let expected = self.expected.get(id)?;
         expected.is(topic, record).then_some(*expected)
     }
 }

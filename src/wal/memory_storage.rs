@@ -11,6 +11,8 @@
 //!   bring it back.
 
 mod disk;
+#[cfg(test)]
+mod tests;
 
 use super::storage::{AppendFile, Storage, StorageFile};
 use disk::{Disk, MemoryFile, NameOp, WHOLE};

@@ -177,6 +177,9 @@ pub(super) fn recover(
         let all_final = checkpoint.as_ref().is_some_and(|c| c.watermark >= c.next_lsn);
         r.missing(&manifest, &names, kept.front().map(|k| k.info.header), watermark, all_final);
     }
+    while names.iter().any(|taken| taken.contains(&r.next_number)) {
+        r.next_number += 1;
+    }
     // What was lost behind the last good record is lost at its segment's end: new segments
     // begin behind it, and a reader counts it whether any comes or not.
     if let Some(last) = kept.back_mut() {

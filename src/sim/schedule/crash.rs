@@ -9,7 +9,6 @@ impl Schedule {
     pub(super) fn crash(&mut self) -> Result<(), Violation> {
         self.crashes_left = self.crashes_left.saturating_sub(1);
         let power_cut = self.rng.one_in(3);
-        let finals = self.finals();
         let on_time = self.now_ns - self.looked_ns <= ON_TIME_NS;
         let window = self.setup.timing.loss_window_ns.filter(|w| *w > 0);
         let mut safe_until = self.journal_safe_ns;
@@ -20,15 +19,21 @@ impl Schedule {
             let what = if power_cut { "power cut" } else { "crash" };
             format!("{what}: safe until {} and {} ms", safe_until / MS, s.power_safe_ns / MS)
         });
+        let safe_until = if power_cut { self.power_safe_ns } else { safe_until };
+        self.die(safe_until, power_cut)
+    }
+
+    /// The process is gone; what was accepted until `safe_until` is not.
+    pub(super) fn die(&mut self, safe_until: u64, power_cut: bool) -> Result<(), Violation> {
+        let finals = self.finals();
         let stored = if power_cut { self.finals_synced } else { self.finals_stored };
         let bound = 2 * self.setup.in_flight_max_records as u64 + finals - stored;
         {
             let mut outside = self.outside.lock();
             outside.checker.allow_duplicates(bound as u32);
-            let safe_until = if power_cut { self.power_safe_ns } else { safe_until };
             outside.checker.crashed(safe_until, power_cut);
         }
-        self.journal_safe_ns = if power_cut { self.power_safe_ns } else { safe_until };
+        self.journal_safe_ns = safe_until;
         self.disk = if power_cut {
             self.coverage.power_cuts += 1;
             self.disk.power_cut_image(self.rng.next())
@@ -58,7 +63,7 @@ impl Schedule {
         self.flushes.clear();
         self.disk.set_capacity(None);
         if self.rng.one_in(8) {
-            self.disk.crash_at(self.rng.below(12));
+            self.disk.crash_in(self.rng.below(24), self.rng.below(9));
         }
         self.now_ns += (1 + self.rng.below(50)) * MS;
         self.clock.set(self.now_ns);
@@ -73,6 +78,8 @@ impl Schedule {
                 continue;
             };
             self.tell(|_| format!("opened: {recovery:?}"));
+            self.check_left(recovery.records)?;
+            self.damaged_at_open = recovery.damage.records_lost;
             let is_sound = recovery.damage.records_lost == 0;
             // What a power cut damaged is found again at every start.
             if !is_sound && self.coverage.power_cuts == 0 && !self.was_faulty {

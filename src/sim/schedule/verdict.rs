@@ -55,9 +55,7 @@ impl Schedule {
     pub(super) fn drain(&mut self) -> Result<(), Violation> {
         self.crashes_left = 0;
         for _ in 0..DRAIN_LOOKS {
-            self.faulty = false;
-            self.disk.set_faults(None);
-            self.disk.set_capacity(None);
+            self.mend_disk();
             {
                 let mut outside = self.outside.lock();
                 outside.stalled = [false; PARTITIONS];

@@ -6,10 +6,12 @@
 mod bad_input;
 mod crash;
 mod damage;
+mod directory;
 mod faults;
 mod files;
 mod flips;
 mod golden;
+mod guard;
 mod log;
 mod repair;
 mod regress;

@@ -33,7 +33,6 @@ pub const OPS: [Op; 25] = [
     op("create", true, 3),
     op("create-aside", true, 1),
     op("populate-segment", false, 3),
-    op("prepare-sync", false, 3),
     // Beginning it.
     op("segment-header", true, 4),
     op("aside-header", true, 2),
@@ -61,6 +60,8 @@ pub const OPS: [Op; 25] = [
     // Removing it.
     op("unlink", false, 2),
     op("cut", false, 1),
+    // Mending what an earlier run left.
+    op("reseal", true, 2),
 ];
 
 /// One named point.

@@ -88,8 +88,11 @@ impl Series {
     /// Runs the next generation to its end.
     pub fn generation(&mut self, plan: Plan) -> Result<End, String> {
         let window_ms = [0, 30, 60, 100][self.random.within(0, 4) as usize];
+        let is_close = matches!(plan, Plan::Close(..));
+        // One kill in four comes while it closes, or just before, or it has closed by then.
+        let dies_closing = !is_close && self.random.within(0, 4) == 0;
         // A log so small that it fills up can't promise what a close promises.
-        let is_small = !matches!(plan, Plan::Close(..)) && self.random.within(0, 6) == 0;
+        let is_small = !is_close && !dies_closing && self.random.within(0, 6) == 0;
         let mut command = self.command(window_ms, if is_small { 12 << 20 } else { 1 << 30 })?;
         let first: Vec<String> = self.next.iter().map(u64::to_string).collect();
         command.args(["--first", &first.join(",")]);
@@ -105,10 +108,16 @@ impl Series {
                 DRAIN_TIMEOUT
             }
         };
+        if dies_closing {
+            let (before_ms, broker_ms) = (self.random.within(0, 30), self.random.within(0, 40));
+            let after_ms = (timeout.as_millis() as u64).min(300).saturating_sub(before_ms);
+            command.args(["--close-after-ms", &after_ms.to_string()]);
+            command.args(["--close-timeout-ms", &broker_ms.to_string()]);
+        }
         let appends_late = self.random.within(0, 3) == 0;
         let (status, generation) = self.run(command, window_ms, timeout)?;
         let end = match (status.signal(), status.success()) {
-            (Some(9), _) if matches!(plan, Plan::Close(..)) => {
+            (Some(9), _) if is_close => {
                 return Err("it does not close".into());
             }
             (Some(9), _) => match self.evidence()?.read_point().map_err(told)? {

@@ -109,7 +109,8 @@ impl Storage for KillStorage {
     }
 
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
-        self.fuse.at("manifest-rename", || {}, || self.files.rename(from, to))
+        let op = if to == "manifest" { "manifest-rename" } else { "quarantine" };
+        self.fuse.at(op, || {}, || self.files.rename(from, to))
     }
 
     fn unlink(&self, name: &str) -> io::Result<()> {
@@ -142,6 +143,7 @@ impl StorageFile for KillFile {
         let op = match self.name.as_str() {
             "manifest.new" => "manifest-write",
             name if name.starts_with("checkpoint-") => "checkpoint-write",
+            name if name.ends_with(".wal") => "reseal",
             _ => return self.file.write_at(offset, bytes),
         };
         let half = || drop(self.file.write_at(offset, &bytes[..bytes.len() / 2]));
@@ -150,7 +152,7 @@ impl StorageFile for KillFile {
 
     fn sync(&self) -> io::Result<()> {
         let op = match &self.mapped {
-            Some(written) if !written.load(Ordering::Relaxed) => "prepare-sync",
+            Some(written) if !written.load(Ordering::Relaxed) => return self.file.sync(),
             Some(_) if is_aside(&self.name) => "aside-sync",
             Some(_) => "segment-sync",
             None if self.name.ends_with(".wal") => "old-sync",
@@ -158,6 +160,10 @@ impl StorageFile for KillFile {
             None => return self.file.sync(),
         };
         self.fuse.at(op, || {}, || self.file.sync())
+    }
+
+    fn start_writeback(&self) {
+        self.file.start_writeback();
     }
 
     fn len(&self) -> io::Result<u64> {
@@ -226,8 +232,8 @@ impl AppendFile for KillAppender {
     }
 
     fn populate(&mut self, offset: u64, len: u64) -> io::Result<()> {
-        let is_whole = offset == 0 && len == self.file.len();
-        let op = if is_whole { "populate-segment" } else { "populate" };
+        let is_new = !self.written.load(Ordering::Relaxed) && len > HEADER_AREA_BYTES;
+        let op = if is_new { "populate-segment" } else { "populate" };
         let file = &mut self.file;
         self.fuse.at(op, || {}, || file.populate(offset, len))
     }
