@@ -17,6 +17,7 @@ mod file_storage;
 mod findings;
 pub mod format;
 mod guard;
+mod hints;
 mod inspect;
 mod keeper;
 mod log;

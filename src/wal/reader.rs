@@ -253,7 +253,8 @@ impl Wal {
         }
         let rewritten = self.segments_rewritten();
         let is_current = |c: &Cursor| c.header().number == number;
-        let kept = self.random.take().filter(is_current).filter(|_| rewritten == self.random_rewritten);
+        let kept =
+            self.random.take().filter(is_current).filter(|_| rewritten == self.random_rewritten);
         self.random_rewritten = rewritten;
         let mut cursor = match kept {
             Some(cursor) => cursor,

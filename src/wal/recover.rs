@@ -32,6 +32,7 @@ use super::format::{
     HEADER_AREA_BYTES, HeaderVerdict, NEWER_DIR, QUARANTINE_DIR, SET_ASIDE_DIR, SegmentHeader,
     SegmentKind, number_of, segment_name,
 };
+use super::hints::elect;
 use super::reader::SegmentInfo;
 use super::reseal::Resealing;
 use super::storage::{Storage, StorageFile};
@@ -49,7 +50,7 @@ const FINDINGS_MAX: usize = 100;
 pub(super) const NUMBER_MAX: u64 = u64::MAX / 2;
 /// A higher number is believed of a segment's own header only, not of a file's name or of the
 /// manifest: so that no stray file makes the numbers run out.
-const NUMBER_BELIEVED_MAX: u64 = u64::MAX / 4;
+pub(super) const NUMBER_BELIEVED_MAX: u64 = u64::MAX / 4;
 
 /// What opening leaves for the two halves.
 pub(super) struct Opened {
@@ -79,8 +80,8 @@ pub(super) struct Recoverer<'a> {
     keep: Vec<u64>,
     trimmed: Vec<u64>,
     /// Files that were moved away whole, now or earlier.
-    apart: Vec<u64>,
-    next_number: u64,
+    pub apart: Vec<u64>,
+    pub next_number: u64,
     /// Main segments without a byte that isn't zero.
     zeroed: Vec<u64>,
 }
@@ -202,25 +203,6 @@ pub(super) fn recover(
         generation,
         newest_slot,
     })
-}
-
-/// The directory's id: that of most segments, manifest and checkpoint with a vote each.
-fn elect(
-    segments: impl Iterator<Item = u64>,
-    manifest: Option<&Manifest>,
-    slots: &[Option<Slot>; 2],
-) -> Option<u64> {
-    let newest = slots.iter().flatten().max_by_key(|s| s.generation);
-    // In a tie the first one holds: the manifest's, then the oldest segment's.
-    let mut votes: Vec<(u64, u64)> = manifest.iter().map(|m| (m.directory_id, 1)).collect();
-    for id in segments.chain(newest.map(|s| s.directory_id)) {
-        match votes.iter_mut().find(|(voted, _)| *voted == id) {
-            Some((_, n)) => *n += 1,
-            None => votes.push((id, 1)),
-        }
-    }
-    let most = votes.iter().map(|(_, n)| *n).max()?;
-    votes.iter().find(|(_, n)| *n == most).map(|(id, _)| *id)
 }
 
 /// Whether a file can't be opened for a reason that lies in this process or machine.
@@ -348,7 +330,7 @@ impl Recoverer<'_> {
     }
 
     /// A name in `dir` that nothing has yet.
-    fn free_name(&self, dir: &str, name: &str) -> String {
+    pub(super) fn free_name(&self, dir: &str, name: &str) -> String {
         let taken = self.storage.list(dir).unwrap_or_default();
         let mut free = name.to_string();
         let mut n = 2;
@@ -392,36 +374,6 @@ impl Recoverer<'_> {
         false
     }
 
-    /// The hints that belong to this directory; another's are moved away.
-    fn ours(
-        &mut self,
-        directory_id: u64,
-        manifest: Option<Manifest>,
-        slots: &mut [Option<Slot>; 2],
-    ) -> Option<Manifest> {
-        for (slot, name) in slots.iter_mut().zip(SLOTS) {
-            if slot.as_ref().is_some_and(|s| s.directory_id != directory_id) {
-                *slot = None;
-                self.damage.checkpoints_bad += 1;
-                self.set_hint_apart(name);
-            }
-        }
-        let is_ours = manifest.as_ref().is_none_or(|m| m.directory_id == directory_id);
-        if !is_ours {
-            self.set_hint_apart(MANIFEST);
-        }
-        manifest.filter(|_| is_ours)
-    }
-
-    fn set_hint_apart(&mut self, name: &str) {
-        let to = self.free_name(QUARANTINE_DIR, &format!("{name}.foreign"));
-        let done = match self.storage.rename(name, &to) {
-            Ok(()) => format!("moved to {to}"),
-            Err(e) => format!("left where it is: {e}"),
-        };
-        self.say(format!("{name}: it belongs to another directory and isn't used; {done}"));
-    }
-
     /// Tells a segment that was emptied from one that was never used: they are used in order. A
     /// power cut may do that to what wasn't synced; what is missing the next segment tells.
     fn judge_zeroed(&mut self, newest_used: u64) {
@@ -435,43 +387,8 @@ impl Recoverer<'_> {
         }
     }
 
-    /// Counts what the manifest names and nobody has.
-    fn missing(
-        &mut self,
-        manifest: &Manifest,
-        names: &[Vec<u64>; 2],
-        oldest: Option<SegmentHeader>,
-        watermark: u64,
-        all_final: bool,
-    ) {
-        self.next_number = self.next_number.max(manifest.next_number.min(NUMBER_BELIEVED_MAX));
-        for &(number, kind) in &manifest.segments {
-            let is_there = names.iter().any(|n| n.binary_search(&number).is_ok());
-            if is_there || self.apart.contains(&number) {
-                continue;
-            }
-            // Removed on a disk too full for a manifest without it.
-            let was_final = match oldest {
-                Some(oldest) => number < oldest.number && oldest.base_lsn <= watermark,
-                None => all_final,
-            };
-            if kind == SegmentKind::Main as u64 && was_final {
-                continue;
-            }
-            self.damage.segments_missing += 1;
-            self.say(format!(
-                "segment {number:016x}: the manifest names it, and it isn't in the directory: somebody removed it, or the filesystem lost it"
-            ));
-        }
-    }
-
     /// Counts what a reader from the watermark will yield. Returns the frame number due there.
-    fn backlog(
-        &mut self,
-        kept: &mut VecDeque<Known>,
-        watermark: u64,
-        to: &mut Recovery,
-    ) -> u64 {
+    fn backlog(&mut self, kept: &mut VecDeque<Known>, watermark: u64, to: &mut Recovery) -> u64 {
         let next_base = kept.get(1).map(|k| k.info.header.base_lsn);
         let Some(first) = kept.front_mut() else { return 0 };
         let header = first.info.header;
