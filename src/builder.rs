@@ -179,6 +179,16 @@ impl Builder {
         self
     }
 
+    /// Whether a handler for SIGBUS guards the log's own mappings. Default true. When the
+    /// filesystem takes away a page that the log writes to (it was shut down, or is full and
+    /// copies on write), the append fails and is counted, and the process lives. The handler is
+    /// installed once for the process; signals about anything else go to the one before it.
+    /// Switch it off if the process must install its own without chaining.
+    pub fn sigbus_guard(mut self, on: bool) -> Self {
+        self.config.sigbus_guard = on;
+        self
+    }
+
     /// Most tracked records on their way at a time. Default 65,536.
     pub fn receipts_max(mut self, receipts: usize) -> Self {
         self.config.receipts_max = receipts;
@@ -252,7 +262,9 @@ impl Builder {
             Some(dir) => {
                 let storage = match storage {
                     Some(storage) => storage,
-                    None => Arc::new(FileStorage::open(dir)?),
+                    None => {
+                        Arc::new(FileStorage::open(dir)?.with_sigbus_guard(config.sigbus_guard))
+                    }
                 };
                 let (wal, keeper, recovery) = open_wal(&config, dir, storage, &topics, &*clock)?;
                 (Some((wal, keeper)), recovery)

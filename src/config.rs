@@ -50,6 +50,7 @@ pub(crate) struct Config {
     pub(crate) segment_bytes: Option<usize>,
     pub(crate) wal_max_bytes: Option<u64>,
     pub(crate) wal_full: WalFull,
+    pub(crate) sigbus_guard: bool,
     pub(crate) receipts_max: usize,
     pub(crate) stall_timeout: Duration,
     pub(crate) topic_grace: Duration,
@@ -79,6 +80,7 @@ impl Default for Config {
             segment_bytes: None,
             wal_max_bytes: None,
             wal_full: WalFull::Refuse,
+            sigbus_guard: true,
             receipts_max: 65_536,
             stall_timeout: Duration::from_secs(60),
             topic_grace: Duration::from_secs(10),
@@ -111,6 +113,7 @@ impl fmt::Debug for Config {
             .field("segment_bytes", &self.segment_bytes)
             .field("wal_max_bytes", &self.wal_max_bytes)
             .field("wal_full", &self.wal_full)
+            .field("sigbus_guard", &self.sigbus_guard)
             .field("receipts_max", &self.receipts_max)
             .field("stall_timeout", &self.stall_timeout)
             .field("topic_grace", &self.topic_grace)

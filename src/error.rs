@@ -100,6 +100,14 @@ pub enum OpenError {
         /// Its permission bits.
         mode: u32,
     },
+    /// The directory, or something in it, is a symbolic link or belongs to another user.
+    #[error("{path} {why}", path = path.display())]
+    Refused {
+        /// What it is.
+        path: PathBuf,
+        /// Why, and what to do.
+        why: String,
+    },
     /// The operating system refused something.
     #[error("{what}: {source}")]
     Io {

@@ -171,12 +171,10 @@ impl Keeper {
     /// The last turn: what was appended is synced, then the last checkpoint stored and synced.
     pub(crate) fn end(&mut self) {
         self.link.take(&mut self.data);
-        let ended = self
-            .wal
-            .sync_at_end()
-            .and_then(|()| self.wal.store_checkpoint(&self.data))
-            .and_then(|()| self.wal.sync_now());
-        if let Err(e) = ended {
+        let synced = self.wal.sync_at_end();
+        // It counts on nothing that isn't synced, so it is worth storing in any case.
+        let stored = self.wal.store_checkpoint(&self.data).and_then(|()| self.wal.sync_now());
+        if let Err(e) = synced.and(stored) {
             tracing::error!(error = %e, "the last sync of the log failed");
         }
         // Segments that became final with the last reports go too.

@@ -144,5 +144,8 @@ pub use error::{ConfigError, OpenError, SendError, TopicError};
 pub use pipeline::{CloseError, FlushError, NotReady, Pipeline};
 pub use receipt::{Level, Receipt, ReceiptError};
 pub use sink::MemorySink;
-pub use stats::{BookTotals, CloseReport, Percentiles, States, Stats, TopicStats, WalStats};
+pub use stats::{
+    BookTotals, CloseReport, Filesystem, FilesystemKind, Percentiles, States, Stats, TopicStats,
+    WalStats,
+};
 pub use topic::{Record, Topic};

@@ -85,6 +85,36 @@ pub struct TopicStats {
     pub replayed: u64,
 }
 
+/// The filesystem of the log's directory.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Filesystem {
+    /// Its name: `ext4` (which ext2 and ext3 can't be told from), `xfs`, `btrfs`; `unknown` for
+    /// one that Forebay doesn't know.
+    pub name: &'static str,
+    /// What the log can count on.
+    pub kind: FilesystemKind,
+}
+
+/// What the log can count on, by kinds of filesystems. All but `Local` and `Unknown` are warned
+/// of at open.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub enum FilesystemKind {
+    /// What the log was made for: room that is reserved stays reserved.
+    Local,
+    /// It copies on write, so room that was reserved may be gone.
+    CopyOnWrite,
+    /// A container's own layer, which goes with the container.
+    Overlay,
+    /// On a network, on several machines, or in another process: locks, syncs and mappings may
+    /// not hold.
+    Network,
+    /// In memory: gone when the machine restarts.
+    Volatile,
+    /// Not known.
+    Unknown,
+}
+
 /// What the log says of itself.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 #[non_exhaustive]
@@ -99,6 +129,10 @@ pub struct WalStats {
     pub full: bool,
     /// Segments of the main log.
     pub segments: u64,
+    /// What its directory is on.
+    pub filesystem: Option<Filesystem>,
+    /// Times that the next segment wasn't ready when a record needed it; the record waited.
+    pub segment_waits: u64,
     /// Syncs of segments that failed, or after which a segment's file was gone or cut.
     pub sync_failures: u64,
     /// Segments whose sync failed and that aren't rewritten yet: a power cut may cost what they

@@ -360,11 +360,14 @@ fuzz_target!(|input: Input| {
             frame.lsn
         );
     }
-    // What was bad is copied before anything else happens to it; a second open finds the same.
+    // A second open finds the same, or more: a seal that the keeper made meanwhile may name a
+    // topic whose name the walk met too late.
     log.keeper.step(0, None);
     drop(log);
     let mut log = open(&written.storage, 3);
-    assert_eq!(yielded(&log, &written).0, lsns, "a second open finds something else");
+
+    let (again, _) = yielded(&log, &written);
+    assert!(lsns.iter().all(|n| again.contains(n)), "a second open finds {again:?} of {lsns:?}");
     // And the log works.
     let next = log.recovery.next_lsn.0.max(1);
     let spec = Spec { topic: 0, partition: 0, headers: 1, key: None, value: Some(9) };

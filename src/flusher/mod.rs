@@ -8,6 +8,8 @@ mod ages;
 mod journal;
 mod produce;
 mod publish;
+#[cfg(test)]
+mod read_tests;
 mod room;
 #[cfg(test)]
 mod tests;

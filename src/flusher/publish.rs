@@ -129,6 +129,8 @@ impl Flusher {
                 bytes_max: log.wal_bytes_max,
                 full: log.full,
                 segments: log.segments,
+                filesystem: wal.filesystem(),
+                segment_waits: log.segment_waits,
                 sync_failures: log.sync_failures,
                 segments_unsynced: log.segments_unsynced,
                 segments_rewritten: log.segments_rewritten,

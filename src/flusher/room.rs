@@ -42,7 +42,8 @@ impl Flusher {
                 self.dropping = Some(end);
                 true
             }
-            Oldest::Coming => true,
+            // Unless the keeper can't make it.
+            Oldest::Coming => self.keeper.as_ref().is_none_or(|k| k.trouble().1.is_none()),
             Oldest::Nothing => false,
         }
     }

@@ -237,7 +237,7 @@ impl Lanes {
     }
 
     /// [`Lanes::send_with`] as a thread of this lane.
-    #[cfg(test)]
+    #[cfg(all(test, loom))]
     pub(super) fn send_with_as(
         &self,
         lane: usize,

@@ -7,14 +7,15 @@
 //! A directory's `changed` is set after a name in it changed, and cleared before the sync: a
 //! change that comes between them is synced once more.
 
-use super::format::{NEWER_DIR, QUARANTINE_DIR, SET_ASIDE_DIR};
+use super::directory::{self, DIRS};
 use super::mapping::Mapping;
 use super::storage::{AppendFile, Storage, StorageFile};
 use crate::error::OpenError;
-use rustix::fs::{FallocateFlags, FlockOperation};
-use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, Read, Seek, Write};
-use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
+use crate::stats::{Filesystem, FilesystemKind};
+use rustix::fs::{FallocateFlags, IFlags};
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -22,15 +23,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 /// Zeroes written at a time, where blocks can't be allocated.
 const ZEROES_BYTES: u64 = 64 << 10;
 
-/// The directories that names are in, the log's own first.
-const DIRS: [&str; 4] = ["", SET_ASIDE_DIR, QUARANTINE_DIR, NEWER_DIR];
-
 /// A directory on a local filesystem.
 #[derive(Debug)]
 pub struct FileStorage {
     dir: PathBuf,
     /// Held for the lock; `None` for a reader beside the holder.
     _lock: Option<File>,
+    sigbus_guard: bool,
+    filesystem: Option<Filesystem>,
     /// Whether a name in the directory changed since it was synced, by its place in [`DIRS`].
     changed: [AtomicBool; DIRS.len()],
 }
@@ -39,37 +39,31 @@ impl FileStorage {
     /// Opens or makes the directory and takes its lock.
     ///
     /// # Errors
-    /// When another process holds it, when others can read it, or when the system refuses.
+    /// When another process holds it, when others can read it, when it or what is in it belongs
+    /// to another user or is a symbolic link, or when the system refuses.
     pub fn open(dir: &Path) -> Result<FileStorage, OpenError> {
-        let fail = |what: &str, source| OpenError::Io {
-            what: format!("{what} the log's directory {}", dir.display()),
-            source,
-        };
-        match fs::metadata(dir) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => make_dir(dir)
-                .map_err(|e| fail("making (give a path that this user may create)", e))?,
-            Err(e) => return Err(fail("looking at", e)),
-            Ok(found) if !found.is_dir() => {
-                return Err(fail("opening", io::ErrorKind::NotADirectory.into()));
-            }
-            Ok(found) if found.mode() & 0o077 != 0 => {
-                let mode = found.mode() & 0o777;
-                return Err(OpenError::Permissions { dir: dir.to_path_buf(), mode });
-            }
-            Ok(_) => {}
-        }
-        let lock = take_lock(dir, fail)?;
-        for name in &DIRS[1..] {
-            match DirBuilder::new().mode(0o700).create(dir.join(name)) {
-                Err(e) if e.kind() != io::ErrorKind::AlreadyExists => {
-                    return Err(fail("writing (the user needs rwx on it) to", e));
-                }
-                _ => {}
-            }
+        let lock = directory::open(dir)?;
+        let filesystem = directory::filesystem(dir);
+        if let Some(filesystem) = filesystem {
+            directory::warn_of(dir, filesystem);
         }
         // What an earlier process renamed may not be durable yet.
         let changed = DIRS.map(|_| AtomicBool::new(true));
-        Ok(FileStorage { dir: dir.to_path_buf(), _lock: Some(lock), changed })
+        Ok(FileStorage {
+            dir: dir.to_path_buf(),
+            _lock: Some(lock),
+            sigbus_guard: true,
+            filesystem,
+            changed,
+        })
+    }
+
+    /// Whether the mappings of segments to come are guarded against SIGBUS: a handler for that
+    /// signal, chained to the one before it, is installed once for the process. On by default.
+    #[must_use]
+    pub fn with_sigbus_guard(mut self, on: bool) -> FileStorage {
+        self.sigbus_guard = on;
+        self
     }
 
     /// Opens an existing directory and takes its lock; makes none.
@@ -91,7 +85,13 @@ impl FileStorage {
     pub fn open_read_only(dir: &Path) -> io::Result<FileStorage> {
         fs::read_dir(dir)?;
         let changed = DIRS.map(|_| AtomicBool::new(false));
-        Ok(FileStorage { dir: dir.to_path_buf(), _lock: None, changed })
+        Ok(FileStorage {
+            dir: dir.to_path_buf(),
+            _lock: None,
+            sigbus_guard: false,
+            filesystem: directory::filesystem(dir),
+            changed,
+        })
     }
 
     /// Notes that a name in a file's directory has changed.
@@ -109,56 +109,23 @@ impl FileStorage {
             .create(create && write)
             .truncate(false)
             .mode(0o600)
+            .custom_flags(libc::O_NOFOLLOW)
             .open(self.dir.join(name))?;
         if create {
             self.changed(name);
         }
-        if !file.metadata()?.is_file() {
+        let found = file.metadata()?;
+        if !found.is_file() {
             return Err(io::ErrorKind::InvalidInput.into());
         }
-        Ok(Arc::new(RealFile { file }))
-    }
-}
-
-fn make_dir(dir: &Path) -> io::Result<()> {
-    DirBuilder::new().mode(0o700).recursive(true).create(dir)?;
-    match dir.parent().filter(|p| !p.as_os_str().is_empty()) {
-        Some(parent) => File::open(parent)?.sync_all(),
-        None => Ok(()),
-    }
-}
-
-fn take_lock(
-    dir: &Path,
-    fail: impl Fn(&str, io::Error) -> OpenError,
-) -> Result<File, OpenError> {
-    let mut lock = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .open(dir.join("LOCK"))
-        .map_err(|e| fail("writing (the user needs rwx on it) to", e))?;
-    match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => {}
-        Err(rustix::io::Errno::WOULDBLOCK) => {
-            let mut holder = String::new();
-            // Who holds it is a courtesy; that somebody does is the answer.
-            let _ = lock.read_to_string(&mut holder);
-            let holder = match holder.trim() {
-                "" => "another process".to_string(),
-                said => said.to_string(),
-            };
-            return Err(OpenError::InUse { dir: dir.to_path_buf(), holder });
+        if write && found.uid() != rustix::process::geteuid().as_raw() {
+            return Err(io::Error::new(
+                io::ErrorKind::PermissionDenied,
+                "the file belongs to another user",
+            ));
         }
-        Err(e) => return Err(fail("locking", e.into())),
+        Ok(Arc::new(RealFile { file, lost: Arc::default() }))
     }
-    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
-    let said = format!("process {} on {host}\n", std::process::id());
-    // A full disk must not keep a backlog from being drained, so this may fail.
-    let _ = lock.set_len(0).and_then(|()| lock.rewind()).and_then(|()| lock.write_all(said.as_bytes()));
-    Ok(lock)
 }
 
 /// Gives the file its blocks. Where the filesystem can't do that, zeroes are written.
@@ -201,9 +168,18 @@ impl Storage for FileStorage {
         let file =
             OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&path)?;
         self.changed(name);
-        let made = allocate(&file, len).and_then(|()| Mapping::new(&file, len as usize));
+        // Where the filesystem copies on write, room that was reserved once is reserved no more
+        // after the first sync; without copies it is. Elsewhere the flag isn't known.
+        if self.filesystem.is_some_and(|f| f.kind == FilesystemKind::CopyOnWrite) {
+            let _ = rustix::fs::ioctl_setflags(&file, IFlags::NOCOW);
+        }
+        let made = allocate(&file, len)
+            .and_then(|()| Mapping::new(&file, len as usize, self.sigbus_guard));
         match made {
-            Ok(map) => Ok(Box::new(MappedFile { map, file: Arc::new(RealFile { file }) })),
+            Ok(map) => {
+                let file = Arc::new(RealFile { file, lost: map.lost() });
+                Ok(Box::new(MappedFile { map, file }))
+            }
             Err(e) => {
                 // What can't be allocated must not stay behind as a hole.
                 let _ = fs::remove_file(&path);
@@ -250,10 +226,16 @@ impl Storage for FileStorage {
         let found = rustix::fs::statvfs(&self.dir)?;
         Ok(found.f_bavail.saturating_mul(found.f_frsize))
     }
+
+    fn filesystem(&self) -> Option<Filesystem> {
+        self.filesystem
+    }
 }
 
 struct RealFile {
     file: File,
+    /// A store through the mapping went nowhere.
+    lost: Arc<AtomicBool>,
 }
 
 impl StorageFile for RealFile {
@@ -275,7 +257,12 @@ impl StorageFile for RealFile {
     }
 
     fn sync(&self) -> io::Result<()> {
-        self.file.sync_data()
+        self.file.sync_data()?;
+        if self.lost.load(Ordering::Acquire) {
+            // What was appended may not be in the file, however well it was synced.
+            return Err(io::Error::other("a page of it was taken away (SIGBUS)"));
+        }
+        Ok(())
     }
 
     fn start_writeback(&self) {

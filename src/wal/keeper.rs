@@ -3,21 +3,23 @@
 //! removes segments after a manifest without them is durable.
 
 use super::checkpoint::{CheckpointData, CheckpointWriter, Manifest};
-use super::format::{QUARANTINE_DIR, SET_ASIDE_DIR, SegmentKind, segment_name};
+use super::format::{QUARANTINE_DIR, SegmentKind, segment_name};
 use super::reseal::Resealing;
 use super::rewrite::remove_mark;
 use super::shared::{BadRange, Common, Failed, Prepared};
 use super::storage::{AppendFile, Storage, StorageFile};
-use super::types::{AppendError, SaltSource, is_full};
+use super::types::{AppendError, SaltSource};
 use crate::sync::Ordering;
 use std::io;
 use std::sync::Arc;
 
 /// Most bytes of one bad range that are copied at a time.
 const COPY_BYTES: u64 = 1 << 20;
-/// Pages are made present in steps of this many bytes: while one lasts (about 0.2 ms) nothing
+/// Names in a row that may be taken by something that isn't ours.
+const NAMES_TRIED: u32 = 64;
+/// Pages are made present in steps of this many bytes: while one lasts (about 0.5 ms) nothing
 /// else in the process can change its address space.
-const POPULATE_STEP_BYTES: u64 = 512 << 10;
+const POPULATE_STEP_BYTES: u64 = 2 << 20;
 /// No segment has this number.
 pub(super) const NO_SEGMENT: u64 = u64::MAX;
 
@@ -210,10 +212,10 @@ impl WalKeeper {
     pub fn sync_at_end(&mut self) -> io::Result<()> {
         let first = self.sync_now();
         loop {
-            let before = self.common.state.lock().failed.len();
+            let before = self.unsynced_segments();
             let mut report = StepReport::default();
             self.rewrite_failed(u64::MAX, &mut report);
-            let left = self.common.state.lock().failed.len();
+            let left = self.unsynced_segments();
             if let Some((_, kind)) = report.error {
                 return Err(kind.into());
             }
@@ -224,6 +226,12 @@ impl WalKeeper {
                 return first.and(Err(io::Error::other("a segment whose sync failed is in use")));
             }
         }
+    }
+
+    /// Segments whose sync failed, but those that are about to go.
+    fn unsynced_segments(&self) -> usize {
+        let state = self.common.state.lock();
+        state.failed.iter().filter(|f| !state.trimmed.contains(&f.number)).count()
     }
 
     /// Writes the seal of an earlier run's segment whose frames are durable now. Without it the
@@ -260,10 +268,14 @@ impl WalKeeper {
         Ok(())
     }
 
-    /// Prepares segments while fewer wait than are wanted; true when it did.
+    /// Prepares segments while fewer wait than are wanted; true when it did. No more than may
+    /// wait: a flusher that takes them as fast as they come must not put off a sync.
     fn prepare_ahead(&mut self, kind: SegmentKind) -> io::Result<bool> {
         let mut any = false;
-        while self.prepare(kind)? {
+        for _ in 0..self.common.options.segments_ahead_max.max(1) {
+            if !self.prepare(kind)? {
+                break;
+            }
             any = true;
         }
         Ok(any)
@@ -331,76 +343,26 @@ impl WalKeeper {
         }
     }
 
-    fn segment_bytes(&self, kind: SegmentKind) -> u64 {
-        match kind {
-            SegmentKind::Main => self.common.options.segment_bytes,
-            SegmentKind::SetAside => self.common.options.set_aside_segment_bytes,
-        }
-    }
-
-    /// Whether one more segment keeps the log within its bound. Main segments leave room for
-    /// set-aside ones, and these take no more than a quarter: neither can starve the other.
-    fn has_room(&self, kind: SegmentKind) -> bool {
-        let (options, max) = (&self.common.options, self.common.wal_bytes_max);
-        let reserve = options.set_aside_reserve_bytes();
-        let state = self.common.state.lock();
-        let after = state.used_bytes() + self.segment_bytes(kind);
-        match kind {
-            SegmentKind::Main => {
-                let asides = &state.prepared[SegmentKind::SetAside as usize];
-                let ready: u64 = asides.iter().map(|p| p.file.len()).sum();
-                after + reserve.saturating_sub(ready) <= max
-            }
-            SegmentKind::SetAside => {
-                let asides = state.live.values().filter(|(k, _)| *k == kind);
-                let asides: u64 = asides.map(|(_, bytes)| bytes).sum();
-                after + reserve / 2 <= max
-                    && asides + self.segment_bytes(kind) <= (max / 4).max(reserve)
-            }
-        }
-    }
-
-    /// Set-aside segments that somebody moved away no longer take room. True when that made
-    /// enough of it.
-    fn forget_vanished(&mut self) -> bool {
-        let kind = SegmentKind::SetAside;
-        let Ok(names) = self.common.storage.list(SET_ASIDE_DIR) else { return false };
-        {
-            let mut state = self.common.state.lock();
-            let used: Vec<u64> = state.active.iter().flatten().map(|(number, _)| *number).collect();
-            state.live.retain(|number, (k, _)| {
-                let file = format!("{number:016x}.wal");
-                *k != kind || used.contains(number) || names.contains(&file)
-            });
-        }
-        self.has_room(kind)
-    }
-
-    /// A file that could not be made whole and not be removed either: no other is made before it
-    /// is gone, or a disk that fails would fill up with them.
-    fn remove_unmade(&mut self) -> io::Result<()> {
-        let Some((kind, number)) = self.unmade else { return Ok(()) };
-        match self.common.storage.unlink(&segment_name(kind, number)) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
-            _ => {}
-        }
-        self.unmade = None;
-        self.common.state.lock().live.remove(&number);
-        Ok(())
-    }
-
     /// Makes a segment: blocks allocated, mapped, pages present and writable. Nothing of it is
     /// synced, so that it never waits for the disk: allocated blocks read as zeroes, what is
     /// stored counts as power-safe after a sync only, and [`WalKeeper::sync_now`] makes the
     /// segment's name durable before it says so. (A sync would also protect the pages again,
     /// and each page's first store then take a fault.)
     fn create(&mut self, kind: SegmentKind, bytes: u64) -> io::Result<Prepared> {
-        let number = self.next_number;
-        let name = segment_name(kind, number);
         let storage = self.common.storage.clone();
-        // A number is used up even when its file can't be made whole.
-        self.next_number += 1;
-        let mut file = storage.create(&name, bytes)?;
+        let mut taken = 0;
+        let (number, mut file) = loop {
+            let number = self.next_number;
+            // A number is used up even when its file can't be made whole.
+            self.next_number += 1;
+            match storage.create(&segment_name(kind, number), bytes) {
+                // Something that is no file stands there.
+                Err(e) if e.kind() == io::ErrorKind::AlreadyExists && taken < NAMES_TRIED => {
+                    taken += 1;
+                }
+                made => break (number, made?),
+            }
+        };
         self.common.state.lock().live.insert(number, (kind, bytes));
         if let Err(e) = populate_all(&mut *file) {
             self.unmade = Some((kind, number));
@@ -422,7 +384,7 @@ impl WalKeeper {
         Ok(())
     }
 
-    fn manifest(&self) -> Manifest {
+    pub(super) fn manifest(&self) -> Manifest {
         let segments = {
             let state = self.common.state.lock();
             let kept = state.live.iter().filter(|(number, _)| !state.trimmed.contains(number));
@@ -438,23 +400,6 @@ impl WalKeeper {
         self.manifest().publish(&*self.common.storage)?;
         self.manifest_stale = false;
         Ok(())
-    }
-
-    /// A manifest without what is about to be removed. To free room must not need room: on a
-    /// full disk the old one is written over, and where even that fails the removal goes on.
-    /// What a manifest names in vain is then below the watermark.
-    fn publish_before_removal(&mut self) -> io::Result<()> {
-        match self.publish_manifest() {
-            Err(e) if is_full(e.kind()) => {
-                self.manifest_stale = true;
-                match self.manifest().overwrite(&*self.common.storage) {
-                    // What an earlier removal left undone stays before the next.
-                    Err(e) if is_full(e.kind()) => self.common.storage.sync_dir(),
-                    done => done,
-                }
-            }
-            done => done,
-        }
     }
 
     /// Removes trimmed segments, oldest first. Each removal is durable before the next, so
@@ -483,6 +428,7 @@ impl WalKeeper {
             state.trimmed.retain(|n| *n != number);
             state.failed.retain(|f| f.number != number);
             state.keep.retain(|n| *n != number);
+            state.bad.retain(|b| b.number != number);
             state.retired.retain(|r| r.number != number);
             // There may be room now: the next turn finds out.
             state.shortage = [None, None];
@@ -503,7 +449,7 @@ impl WalKeeper {
             state.keep.contains(&number) || state.bad.iter().any(|b| b.number == number)
         };
         if keep {
-            let to = format!("{QUARANTINE_DIR}/{number:016x}.unreadable");
+            let to = format!("{QUARANTINE_DIR}/{number:016x}.kept");
             return self.common.storage.rename(&name, &to);
         }
         self.common.storage.unlink(&name)

@@ -10,6 +10,7 @@ use super::shared::{Common, Known, Retired};
 use super::storage::Storage;
 use super::types::{AppendError, Oldest};
 use crate::record::{LogPosition, Lsn, RecordView, TopicId};
+use crate::stats::Filesystem;
 use crate::sync::Ordering;
 use crate::topics::TopicTable;
 use std::collections::VecDeque;
@@ -330,6 +331,12 @@ impl Wal {
     #[must_use]
     pub fn bytes_on_disk(&self) -> u64 {
         self.common.bytes_on_disk()
+    }
+
+    /// What its directory is on, where that is known.
+    #[must_use]
+    pub fn filesystem(&self) -> Option<Filesystem> {
+        self.common.storage.filesystem()
     }
 
     /// Sizes and counts, for gauges.

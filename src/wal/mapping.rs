@@ -1,4 +1,4 @@
-//! Owns the mapping of a segment that is being appended to: the only unsafe code of the log.
+//! Owns the mapping of a segment that is being appended to.
 //!
 //! Invariants, named by the SAFETY comments:
 //! - **M1** the mapping is `len` bytes, page-aligned, and lives as long as `self`.
@@ -7,26 +7,55 @@
 //! - **M3** every range is checked against `len` before it is used.
 //!
 //! A page that the filesystem can't give raises SIGBUS at the store; callers populate a range
-//! before they store into it.
+//! before they store into it, and [`super::guard`] catches what comes in between.
 //!
 //! # Orderings
 //! The commit word's Release store keeps it behind the frame's other stores in this process's
 //! memory order: a process that dies between them leaves a zero commit word. Across a power
-//! cut nothing is ordered; the CRC covers that.
+//! cut nothing is ordered; the CRC covers that. `lost` is stored (Release) by the thread that
+//! appends before it says that an append failed, and loaded (Acquire) after each sync.
 
+use super::guard::Guarded;
 use memmap2::{Advice, MmapOptions, MmapRaw};
 use std::fs::File;
 use std::io;
+use std::sync::Arc;
 // A file's bytes are not memory that loom models: std's atomics, always.
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 pub(super) struct Mapping {
+    /// Before `map`: nothing is watched that isn't mapped any more.
+    guard: Option<Guarded>,
+    /// Shared with the file, whose syncs say nothing of bytes that never reached it.
+    lost: Arc<AtomicBool>,
     map: MmapRaw,
 }
 
 impl Mapping {
-    pub fn new(file: &File, len: usize) -> io::Result<Self> {
-        Ok(Mapping { map: MmapOptions::new().len(len).map_raw(file)? })
+    /// Maps the file's first `len` bytes, and has the guard watch over them if `guarded`.
+    pub fn new(file: &File, len: usize, guarded: bool) -> io::Result<Self> {
+        let map = MmapOptions::new().len(len).map_raw(file)?;
+        // One fault for 2 MiB instead of one for 4 KiB, after each sync again: where the kernel
+        // and the filesystem know how. Where they don't, nothing is different but the time.
+        let _ = map.advise(Advice::HugePage);
+        // SAFETY: `map` is whole pages (M1), stored into by its owner alone (M2), and dropped
+        // after the guard (fields are dropped in their order).
+        let guard = guarded.then(|| unsafe { Guarded::new(map.as_mut_ptr(), len) }).flatten();
+        Ok(Mapping { guard, lost: Arc::default(), map })
+    }
+
+    /// Set once a store has gone nowhere: the file's bytes are not what was stored.
+    pub fn lost(&self) -> Arc<AtomicBool> {
+        self.lost.clone()
+    }
+
+    /// An error once a store has gone nowhere.
+    fn check(&self) -> io::Result<()> {
+        if self.guard.as_ref().is_some_and(Guarded::was_hit) {
+            self.lost.store(true, Ordering::Release);
+            return Err(io::Error::other("SIGBUS: the filesystem took a page away"));
+        }
+        Ok(())
     }
 
     pub fn len(&self) -> usize {
@@ -49,7 +78,7 @@ impl Mapping {
                 bytes.len(),
             );
         }
-        Ok(())
+        self.check()
     }
 
     pub fn commit_at(&mut self, offset: u64, word: u64) -> io::Result<()> {
@@ -63,7 +92,7 @@ impl Mapping {
             AtomicU64::from_ptr(self.map.as_mut_ptr().add(at).cast())
                 .store(word.to_le(), Ordering::Release);
         }
-        Ok(())
+        self.check()
     }
 
     /// Faults the range's pages in for writing, or says why that can't be. `Unsupported` when

@@ -7,13 +7,16 @@
 //! (whole segments).
 //!
 //! Reading order: `storage`, `format`, `segment`, `log`, `verdict`, `cursor`, `reader`,
-//! `recover`, `survey`, `keeper`, `rewrite`, `checkpoint`.
+//! `recover`, `survey`, `keeper`, `room`, `rewrite`,
+//! `checkpoint`.
 
 mod checkpoint;
 mod cursor;
+mod directory;
 mod file_storage;
 mod findings;
 pub mod format;
+mod guard;
 mod inspect;
 mod keeper;
 mod log;
@@ -27,6 +30,7 @@ mod repair;
 mod replayed;
 mod reseal;
 mod rewrite;
+mod room;
 mod seal;
 mod segment;
 mod shared;

@@ -11,7 +11,7 @@
 //! | met | verdict |
 //! |---|---|
 //! | good header, good locator and seal | known without a walk |
-//! | good header, no seal | walked to its end; what stands behind the last frame is cut off; sealed by the keeper |
+//! | good header, no seal | walked to its end; what stands behind the last frame is cut off; sealed by the keeper if it is whole |
 //! | good header, locator without its seal (cut file) | walked; the locator says how many records are gone |
 //! | every byte zero | prepared and never used: emptied, and removed by the keeper |
 //! | header area zero, bytes behind it; or a bad header and no byte behind it | unfinished: moved to quarantine |
@@ -175,6 +175,9 @@ pub(super) fn recover(
     if let Some(manifest) = manifest {
         let all_final = checkpoint.as_ref().is_some_and(|c| c.watermark >= c.next_lsn);
         r.missing(&manifest, &names, kept.front().map(|k| k.info.header), watermark, all_final);
+    }
+    while names.iter().any(|taken| taken.contains(&r.next_number)) {
+        r.next_number += 1;
     }
     // What was lost behind the last good record is lost at its segment's end: new segments
     // begin behind it, and a reader counts it whether any comes or not.

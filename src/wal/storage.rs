@@ -4,6 +4,7 @@
 //! Names are paths relative to the log's directory, with `/` between a directory and a file
 //! (`set-aside/0000000000000007.wal`). Directories are made by the storage itself.
 
+use crate::stats::Filesystem;
 use std::io;
 use std::sync::Arc;
 
@@ -35,6 +36,11 @@ pub trait Storage: Send + Sync {
 
     /// Bytes that are free for us.
     fn free_bytes(&self) -> io::Result<u64>;
+
+    /// What the directory is on, where that is known.
+    fn filesystem(&self) -> Option<Filesystem> {
+        None
+    }
 }
 
 /// A file as it is read, synced, cut or rewritten in small: always by system calls.

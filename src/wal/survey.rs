@@ -232,16 +232,14 @@ impl Recoverer<'_> {
             },
         };
         let lost_inside = self.judge_bad(header, &s, place);
-        let (from, to, met) = s.end;
+        let (from, _, met) = s.end;
         place.more = false;
         let unreadable = cursor.is_unreadable(0, u64::MAX);
         if unreadable {
             self.keep(header.number);
         }
         let kept_whole = match verdict(met, place) {
-            Verdict::Tail(cost) => {
-                !self.tail(header, s.end, cost, place.sealed)
-            }
+            Verdict::Tail(cost) => !self.tail(header, s.end, cost, place.sealed),
             _ => false,
         };
         let cut = !kept_whole && !unreadable;
@@ -416,6 +414,11 @@ impl Recoverer<'_> {
         topics: &LocalTopics,
         (next_frame, last_lsn): (u64, Option<u64>),
     ) {
+        if s.records != next_frame - header.first_frame {
+            // A seal counts every record of its segment. What is damaged stays without one, and
+            // is told at each start.
+            return;
+        }
         let counts = s.counts.iter().copied().chain(std::iter::repeat(0));
         let names: Option<Vec<_>> =
             topics.iter().zip(counts).map(|(id, n)| Some((self.topics.name((*id)?)?, n))).collect();

@@ -14,16 +14,11 @@ use super::format::{
     HEADER_AREA_BYTES, HeaderVerdict, NEWER_DIR, QUARANTINE_DIR, SET_ASIDE_DIR, SegmentHeader,
     SegmentKind, number_of, segment_name,
 };
-use super::keeper::quarantine_name;
-use super::reader::{intern_all, read_seal};
-use super::recover::is_zero;
 use super::replayed::Replayed;
-use super::seal::{Locator, Seal};
-use super::shared::BadRange;
-use super::storage::{Storage, StorageFile};
-use crate::record::TopicId;
+use super::seal::Locator;
+use super::storage::Storage;
 use crate::topics::TopicTable;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::io;
 use std::sync::Arc;
 

@@ -267,3 +267,27 @@ fn the_bound_holds_while_segments_are_rewritten() {
     assert!(most <= wal.bytes_max && most + 5 * 4096 > wal.bytes_max, "{most}");
     assert!(wal.segments_rewritten >= 5 && stats.books.dropped > 0 && stats.books.set_aside > 0);
 }
+
+#[test]
+fn room_that_can_t_be_made_is_said_and_comes_when_it_can() {
+    let disk = MemoryStorage::new();
+    let mut m = Machine::open(&disk, bounded(8), WalFull::DropOldest);
+    m.sink.refuse();
+    m.send_in_steps(60);
+    disk.set_faults(Some(Box::new(|_, op| {
+        (op == StorageOp::Unlink).then_some(ErrorKind::PermissionDenied)
+    })));
+    m.send_in_steps(200);
+    let stats = m.run(20, 5);
+    assert!(m.seen.exposed && m.seen.unavailable.is_some(), "{:?}", m.seen);
+    let trouble = m.seen.keeper_trouble.take();
+    assert!(trouble.is_some(), "{trouble:?}");
+    // One segment was let go in vain; no second one is.
+    assert!(stats.books.dropped <= 17, "{:?}", stats.books);
+    disk.set_faults(None);
+    m.run(300, 5);
+    m.seen = Seen::default();
+    let stats = m.run(5, 5);
+    assert_eq!(m.seen, Seen { full: m.seen.full, ..Seen::default() });
+    assert_eq!((stats.unsafe_records, stats.books.in_wal + stats.books.dropped), (0, 260));
+}

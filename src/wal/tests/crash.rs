@@ -251,3 +251,41 @@ fn a_crash_at_every_op_on_real_files_loses_nothing_that_was_promised() {
 fn remove(dir: &Path) {
     std::fs::remove_dir_all(dir).expect("removed");
 }
+
+#[test]
+fn a_crash_while_an_old_tail_is_sealed_loses_nothing() {
+    let storage = MemoryStorage::new();
+    storage.crash_at(400);
+    let told = live(&shared(&storage), LONG);
+    let first = storage.process_crash_image();
+    let seals = |image: &MemoryStorage| -> u64 {
+        let segments = inspect(image).expect("listed");
+        segments.iter().map(|s| u64::from(s.seal.is_some())).sum()
+    };
+    let before = seals(&first);
+    let (mut processes, mut cuts) = (0, 0);
+    for op in 0.. {
+        let second = first.process_crash_image();
+        second.crash_in(op, PARTS[op as usize % PARTS.len()]);
+        let topics = Arc::new(TopicTable::default());
+        let opened = Wal::open(shared(&second), topics, small(), salts(6), 0);
+        let synced = opened.is_ok_and(|(_wal, mut keeper, _)| keeper.sync_now().is_ok());
+        if !second.crashed() {
+            assert!(synced);
+            assert!(seals(&second) > before, "the tail got no seal");
+            let again = open(&second.process_crash_image(), small());
+            assert!(again.wal.segments.iter().all(|s| s.seal.is_some()), "it is walked again");
+            break;
+        }
+        let what = format!("crash at op {op} of the second run");
+        check(&shared(&second.process_crash_image()), &told, false, &what);
+        processes += 1;
+        for seed in 0..8 {
+            let image = second.power_cut_image(op * 31 + seed);
+            check(&shared(&image), &told, true, &format!("{what}, power cut {seed}"));
+            cuts += 1;
+        }
+    }
+    println!("{processes} process crashes, {cuts} power cuts while a tail was sealed");
+    assert!(processes > 15);
+}

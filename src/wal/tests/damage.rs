@@ -182,6 +182,61 @@ fn a_payload_that_holds_a_whole_segment_never_comes_back_as_records() {
 }
 
 #[test]
+fn a_payload_that_copies_frames_of_this_log_never_comes_back_as_records() {
+    let options = WalOptions {
+        segment_bytes: 64 << 10,
+        set_aside_segment_bytes: 64 << 10,
+        record_bytes_max: 8 << 10,
+        ..small()
+    };
+    let mut tried = 0;
+    // From an earlier segment of the directory, with a salt of its own; and from the very segment,
+    // by somebody who reads the log's files: then the salt is right, and number and LSN are not.
+    for same_segment in [false, true] {
+        for shift in 0..16usize {
+            let storage = MemoryStorage::new();
+            let mut log = open_with(&storage, options.clone(), salts(8));
+            let first = append_helped(&mut log, 1);
+            for n in 2..=5 {
+                append_helped(&mut log, n);
+            }
+            if !same_segment {
+                log.wal.seal();
+            }
+            let bytes = storage.contents(&segment_name(SegmentKind::Main, first.segment));
+            let from = HEADER_AREA_BYTES as usize;
+            let mut payload = vec![0xee; shift];
+            payload.extend_from_slice(&bytes.expect("there")[from..from + 1_500]);
+            append_helped(&mut log, 6);
+            let topic = topic_of(&log, "alpha");
+            let shape =
+                Shape { headers_len: 0, key_len: None, value_len: Some(payload.len() as u32) };
+            let record = RecordView { topic, partition: 0, timestamp_ms: 7, shape, body: &payload };
+            let at = log.wal.append(Lsn(7), &record).expect("appended");
+            append_helped(&mut log, 8);
+            drop(log);
+            let name = segment_name(SegmentKind::Main, at.segment);
+            // Its commit word, its length, its CRC, its LSN, its kind, a length, its value.
+            for byte in [0, 1, 5, 9, 20, 32, 52, 60] {
+                let image = copy(&storage);
+                let mut bytes = image.contents(&name).expect("there");
+                let at = at.offset as usize;
+                match byte {
+                    0 => bytes[at..at + 8].fill(0),
+                    byte => bytes[at + byte] ^= 4,
+                }
+                image.put(&name, &bytes);
+                let log = open_with(&image, options.clone(), salts(9));
+                let read = read_all(&log, log.recovery.backlog);
+                assert_eq!(read, (vec![1, 2, 3, 4, 5, 6, 8], 1), "{same_segment} {shift} {byte}");
+                tried += 1;
+            }
+        }
+    }
+    println!("{tried} forgeries, none came back");
+}
+
+#[test]
 fn arbitrary_bytes_never_stop_an_open() {
     let mut pick = salts(11);
     let (good, names) = log_of(30);

@@ -6,7 +6,7 @@ use std::fs;
 use std::path::PathBuf;
 
 fn golden(name: &str) -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests").join(name)
 }
 
 /// A directory with every kind of frame: records, a failed append, a seal, a set-aside record,
@@ -56,6 +56,50 @@ fn make() -> MemoryStorage {
     storage
 }
 
+/// One segment, sealed: every shape that a record can have. Null differs from empty in keys,
+/// values and headers.
+fn make_shapes() -> MemoryStorage {
+    let storage = MemoryStorage::new();
+    let mut log = open(&storage, WalOptions { segment_bytes: 8192, ..small() });
+    let mut n = 0;
+    let parts = [None, Some(&b""[..]), Some(&b"12345"[..])];
+    for key in parts {
+        for value in parts {
+            for headers in 0..4 {
+                n += 1;
+                let mut body = Vec::new();
+                for header in &SHAPE_HEADERS[..headers] {
+                    let at = body.len();
+                    body.resize(at + header.encoded_len(), 0);
+                    header.encode(&mut body[at..]);
+                }
+                let shape = Shape {
+                    headers_len: body.len() as u32,
+                    key_len: key.map(|k| k.len() as u32),
+                    value_len: value.map(|v| v.len() as u32),
+                };
+                body.extend_from_slice(key.unwrap_or(b""));
+                body.extend_from_slice(value.unwrap_or(b""));
+                let topic = topic_of(&log, if n % 2 == 0 { "even" } else { "odd-1.2_3" });
+                let (partition, timestamp_ms) = (n as i32 % 4 - 1, n as i64 - 18);
+                let record = RecordView { topic, partition, timestamp_ms, shape, body: &body };
+                while log.wal.append(Lsn(n), &record).is_err() {
+                    log.keeper.step(0, None);
+                }
+            }
+        }
+    }
+    log.wal.seal();
+    log.keeper.sync_now().expect("synced");
+    storage
+}
+
+const SHAPE_HEADERS: [crate::record::Header<'static>; 3] = [
+    crate::record::Header { name: "null", value: None },
+    crate::record::Header { name: "empty", value: Some(b"") },
+    crate::record::Header { name: "gr\u{f6}\u{df}e", value: Some(b"\x00\xff") },
+];
+
 fn written(storage: &MemoryStorage) -> Vec<(String, Vec<u8>)> {
     let names = storage.names().into_iter();
     let files = names.filter_map(|n| storage.contents(&n).map(|bytes| (n, bytes)));
@@ -64,29 +108,56 @@ fn written(storage: &MemoryStorage) -> Vec<(String, Vec<u8>)> {
 
 #[test]
 fn the_bytes_are_those_that_were_committed() {
-    let files = written(&make());
-    let write = std::env::var_os("FOREBAY_WRITE_GOLDEN").is_some();
-    for (name, bytes) in &files {
-        let path = golden(&name.replace('/', "+"));
-        if write {
-            fs::create_dir_all(path.parent().expect("a parent")).expect("made");
-            fs::write(&path, bytes).expect("written");
+    let mut compared = 0;
+    for (dir, storage, expected) in [("golden", make(), 6), ("golden-shapes", make_shapes(), 2)] {
+        let files = written(&storage);
+        let write = std::env::var_os("FOREBAY_WRITE_GOLDEN").is_some();
+        for (name, bytes) in &files {
+            let path = golden(dir).join(name.replace('/', "+"));
+            if write {
+                fs::create_dir_all(path.parent().expect("a parent")).expect("made");
+                fs::write(&path, bytes).expect("written");
+            }
+            let committed = fs::read(&path).expect("committed");
+            assert!(committed == *bytes, "{dir}/{name} differs from the committed bytes");
         }
-        let committed = fs::read(&path).expect("committed");
-        assert!(committed == *bytes, "{name} differs from the committed bytes");
+        assert_eq!(files.len(), expected, "{dir}");
+        compared += files.len();
     }
-    println!("{} golden files", files.len());
-    assert_eq!(files.len(), 6);
+    println!("{compared} golden files");
 }
 
-#[test]
-fn the_committed_bytes_are_read() {
+fn committed(dir: &str) -> MemoryStorage {
     let storage = MemoryStorage::new();
-    for entry in fs::read_dir(golden("")).expect("listed") {
+    for entry in fs::read_dir(golden(dir)).expect("listed") {
         let path = entry.expect("an entry").path();
         let name = path.file_name().expect("a name").to_string_lossy().replace('+', "/");
         storage.put(&name, &fs::read(&path).expect("read"));
     }
+    storage
+}
+
+#[test]
+fn every_shape_of_a_record_is_read_from_committed_bytes() {
+    let log = open(&committed("golden-shapes"), small());
+    assert_eq!(log.recovery.damage, DamageReport::default());
+    let mut reader = log.wal.reader(log.recovery.backlog.expect("there"));
+    let mut n = 0u64;
+    while let ReadItem::Record(r) = log.wal.read_next(&mut reader) {
+        let part = |i: u64| [None, Some(&b""[..]), Some(&b"12345"[..])][i as usize % 3];
+        assert_eq!(r.record.key(), part(n / 12));
+        assert_eq!(r.record.value(), part(n / 4));
+        let headers: Vec<_> = r.record.headers().collect();
+        assert_eq!(headers, SHAPE_HEADERS[..n as usize % 4]);
+        assert_eq!((r.lsn.0, r.record.timestamp_ms), (n + 1, n as i64 - 17));
+        n += 1;
+    }
+    assert_eq!(n, 36);
+}
+
+#[test]
+fn the_committed_bytes_are_read() {
+    let storage = committed("golden");
     let mut kinds = Vec::new();
     for segment in inspect(&storage).expect("listed") {
         let Some(mut walk) = FrameWalk::new(&storage, &segment).expect("opened") else { continue };

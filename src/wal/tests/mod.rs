@@ -3,11 +3,15 @@
 
 #![allow(clippy::print_stdout)]
 
+mod bad_input;
 mod crash;
 mod damage;
+mod directory;
 mod faults;
 mod files;
+mod flips;
 mod golden;
+mod guard;
 mod log;
 mod repair;
 mod regress;

@@ -82,6 +82,8 @@ fn numbers_do_not_run_out_by_a_stray_name_or_manifest() {
     let manifest = Manifest { directory_id: 1, next_number: u64::MAX, segments: Vec::new() };
     let strays = [
         ("manifest", manifest.encode()),
+        ("3fffffffffffffff.wal", vec![0; 4096]),
+        ("7ffffffffffffffe.wal", vec![0; 4096]),
         ("7ffffffffffffffe.wal", b"hello".to_vec()),
         ("7fffffffffffffff.wal", b"hello".to_vec()),
         ("ffffffffffffffff.wal", b"hello".to_vec()),
@@ -89,6 +91,8 @@ fn numbers_do_not_run_out_by_a_stray_name_or_manifest() {
     for (name, bytes) in strays {
         let storage = MemoryStorage::new();
         storage.put(name, &bytes);
+        // Leaves a segment that was prepared and never used.
+        drop(reopen_and_read(&storage));
         for n in 1..=3 {
             let (mut open, lsns, lost) = reopen_and_read(&storage);
             assert_eq!((lsns, lost), ((1..n).collect(), 0), "{name}");
