@@ -210,7 +210,17 @@ impl Recoverer<'_> {
     ) -> io::Result<Known> {
         let len = persist(|| file.len())?;
         let mut cursor = self.cursor(header, file, len);
-        let s = survey(&mut cursor, neighbours.watermark);
+        let mut s = survey(&mut cursor, neighbours.watermark);
+        // A seal whose locator is lost still has the names that are lost in the frames. Without
+        // them a later start, with the locator mended, would bring back what this one gave up.
+        if let Some((offset, length)) = s.seal
+            && s.bad.iter().any(|b| b.met == Met::UnknownTopic)
+            && let Ok(Some(seal)) = persist(|| read_seal(&**file, &header, offset, length))
+        {
+            cursor = self.cursor(header, file, len);
+            cursor.topics = intern_all(&seal, self.topics);
+            s = survey(&mut cursor, neighbours.watermark);
+        }
         let mut place = Place {
             more: true,
             sealed: locator.is_some(),

@@ -255,3 +255,34 @@ fn arbitrary_bytes_never_stop_an_open() {
         reopen_and_read(&image);
     }
 }
+
+#[test]
+fn a_seal_whose_locator_is_lost_still_names_the_topics() {
+    let storage = MemoryStorage::new();
+    let mut log = open(&storage, small());
+    for n in 1..=8 {
+        append_helped(&mut log, n);
+    }
+    log.wal.seal();
+    drop(log);
+    let segment = inspect(&storage).expect("listed").remove(0);
+    let name = segment_name(segment.kind, segment.number);
+    let mut bytes = storage.contents(&name).expect("there");
+    let mut walk = FrameWalk::new(&storage, &segment).expect("opened").expect("readable");
+    let mut names = 0;
+    while let Some(item) = walk.next_frame().expect("read") {
+        if let Inspected::Frame { offset, header, .. } = item
+            && header.kind == FrameKind::Topic
+        {
+            bytes[offset as usize + format::FRAME_HEADER_BYTES] ^= 1;
+            names += 1;
+        }
+    }
+    assert_eq!(names, 6);
+    for at in seal::LOCATOR_AT {
+        bytes[at as usize] ^= 1;
+    }
+    storage.put(&name, &bytes);
+    let (_, lsns, lost) = reopen_and_read(&storage);
+    assert_eq!((lsns, lost), ((1..=8).collect(), 0));
+}
