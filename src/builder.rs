@@ -1,7 +1,7 @@
 //! Owns how a pipeline is put together: the settings that users name, and `open`.
 
 use crate::clock::{Clock, SystemClock};
-use crate::config::{Config, Partitioner};
+use crate::config::{Config, Partitioner, WalFull};
 use crate::error::OpenError;
 use crate::flusher::{Flusher, Parts};
 use crate::keeper::{Keeper, KeeperLink};
@@ -166,8 +166,8 @@ impl Builder {
         self
     }
 
-    /// Most bytes that the log takes on disk. Default: the lesser of 8 GiB and half of what is
-    /// free at open. At the bound nothing more is journaled: the lanes fill and `send` refuses.
+    /// Most bytes that the log takes on disk, set-aside segments included. Default: the lesser of
+    /// 8 GiB and half of what is free at open. [`Builder::wal_full`] says what happens there.
     pub fn wal_max_bytes(mut self, bytes: u64) -> Self {
         self.config.wal_max_bytes = Some(bytes);
         self
@@ -180,6 +180,12 @@ impl Builder {
     /// Switch it off if the process must install its own without chaining.
     pub fn sigbus_guard(mut self, on: bool) -> Self {
         self.config.sigbus_guard = on;
+        self
+    }
+
+    /// What happens when the log has no room. Default [`WalFull::Refuse`].
+    pub fn wal_full(mut self, policy: WalFull) -> Self {
+        self.config.wal_full = policy;
         self
     }
 
@@ -304,6 +310,7 @@ impl Builder {
                 flush_bytes: config.flush_bytes as u64,
                 loss_window_ns: config.loss_window.map(ns),
             },
+            wal_full: config.wal_full,
             in_flight_max_records: config.in_flight_max_records,
             in_flight_max_bytes: config.in_flight_max_bytes as u64,
             lane_bytes: config.lane_bytes as u64,
@@ -327,13 +334,13 @@ fn open_wal(
 ) -> Result<(Wal, WalKeeper, Recovery), OpenError> {
     let half_free = || storage.free_bytes().map_or(u64::MAX, |free| free / 2);
     let room_bytes = config.wal_max_bytes.unwrap_or_else(half_free);
+    let segment_bytes = config.segment_bytes_within(room_bytes);
     let options = WalOptions {
-        segment_bytes: config.segment_bytes_within(room_bytes) as u64,
+        segment_bytes: segment_bytes as u64,
         wal_bytes_max: config.wal_max_bytes,
         record_bytes_max: config.record_bytes_max as u32,
         sync_interval_ns: u64::try_from(config.sync_interval.as_nanos()).unwrap_or(u64::MAX),
-        set_aside_segment_bytes: (4 << 20)
-            .max((config.record_bytes_max as u64 + (64 << 10)).next_power_of_two()),
+        set_aside_segment_bytes: config.set_aside_segment_bytes(segment_bytes) as u64,
         ..WalOptions::default()
     };
     Wal::open(storage, topics.clone(), options, random_salts(), clock.unix_ms()).map_err(

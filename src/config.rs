@@ -15,6 +15,20 @@ pub enum Partitioner {
     Murmur2,
 }
 
+/// What happens when the log has no room: it is at `wal_max_bytes`, or the disk is full.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum WalFull {
+    /// Nothing more is journaled until there is room: the lanes fill and `send` refuses.
+    #[default]
+    Refuse,
+    /// The oldest segment of the log goes, and those of its records that are not final are
+    /// counted per topic as dropped for `wal_full`. One segment at a time, and only when a
+    /// record has to be journaled. One of them that Kafka has been handed already may still
+    /// arrive although it counts as dropped. A record that can't be delivered and finds no room
+    /// in the set-aside log is dropped for `set_aside_full`.
+    DropOldest,
+}
+
 /// Every setting, typed. Made by [`crate::Builder`]; read by everything else.
 #[derive(Clone)]
 pub(crate) struct Config {
@@ -36,6 +50,7 @@ pub(crate) struct Config {
     pub(crate) segment_bytes: Option<usize>,
     pub(crate) wal_max_bytes: Option<u64>,
     pub(crate) sigbus_guard: bool,
+    pub(crate) wal_full: WalFull,
     pub(crate) receipts_max: usize,
     pub(crate) stall_timeout: Duration,
     pub(crate) topic_grace: Duration,
@@ -65,6 +80,7 @@ impl Default for Config {
             segment_bytes: None,
             wal_max_bytes: None,
             sigbus_guard: true,
+            wal_full: WalFull::Refuse,
             receipts_max: 65_536,
             stall_timeout: Duration::from_secs(60),
             topic_grace: Duration::from_secs(10),
@@ -97,6 +113,7 @@ impl fmt::Debug for Config {
             .field("segment_bytes", &self.segment_bytes)
             .field("wal_max_bytes", &self.wal_max_bytes)
             .field("sigbus_guard", &self.sigbus_guard)
+            .field("wal_full", &self.wal_full)
             .field("receipts_max", &self.receipts_max)
             .field("stall_timeout", &self.stall_timeout)
             .field("topic_grace", &self.topic_grace)
@@ -108,6 +125,8 @@ impl fmt::Debug for Config {
 
 /// A segment's bytes where the disk has room.
 const SEGMENT_BYTES_DEFAULT: usize = 64 << 20;
+/// A set-aside segment's bytes, unless segments are smaller or records larger.
+const SET_ASIDE_SEGMENT_BYTES: usize = 4 << 20;
 /// Bytes a segment must have beyond its largest record, for header, topic entries and seal.
 const SEGMENT_SLACK_BYTES: usize = 64 << 10;
 
@@ -136,6 +155,13 @@ impl Config {
             }
             bytes
         })
+    }
+
+    /// A set-aside segment's bytes: 4 MiB, or less where segments are smaller, and never less than
+    /// what the largest record needs.
+    pub(crate) fn set_aside_segment_bytes(&self, segment_bytes: usize) -> usize {
+        let least = (self.record_bytes_max + SEGMENT_SLACK_BYTES).next_power_of_two();
+        SET_ASIDE_SEGMENT_BYTES.min(segment_bytes).max(least)
     }
 
     /// Checks every setting by itself and against the others.
@@ -213,13 +239,16 @@ impl Config {
         }
         // Where the user left the size to us, it follows the bound down to the least.
         let segment_bytes = self.segment_bytes.unwrap_or(least);
+        // Room for set-aside segments is kept: see the log's options.
+        let asides = self.set_aside_segment_bytes(segment_bytes);
+        let needed = 2 * (segment_bytes + asides) as u64;
         if let Some(max) = self.wal_max_bytes
-            && max < 2 * segment_bytes as u64
+            && max < needed
         {
             return Err(bad(
                 "wal_max_bytes",
                 &max.to_string(),
-                &format!("must hold two segments; at least {}", 2 * segment_bytes),
+                &format!("must hold two segments and two set-aside ones; at least {needed}"),
             ));
         }
         Ok(())

@@ -32,7 +32,7 @@ pub(crate) struct KeeperLink {
     asleep: AtomicBool,
     failures: AtomicU64,
     trouble: Mutex<Option<String>>,
-    /// Failures or trouble differ from what the flusher last saw.
+    /// Something that the snapshot names differs from what the flusher last saw.
     changed: AtomicBool,
 }
 
@@ -94,7 +94,7 @@ impl KeeperLink {
         self.changed.store(true, Ordering::Release);
     }
 
-    /// Whether [`KeeperLink::trouble`] has changed since this was last asked.
+    /// Whether something that the snapshot names has changed since this was last asked.
     pub(crate) fn take_changed(&self) -> bool {
         self.changed.swap(false, Ordering::AcqRel)
     }
@@ -141,10 +141,13 @@ impl Keeper {
         let fresh = self.link.take(&mut self.data);
         let checkpoint = fresh.then_some(&self.data);
         let report = self.wal.step(now_ns, checkpoint);
-        if report.prepared {
+        if report.prepared || report.sync_failed {
             self.flusher.wake();
         }
         self.link.note(report.error);
+        if report.sync_failed || report.rewritten || report.unlinked > 0 {
+            self.link.changed.store(true, Ordering::Release);
+        }
         fresh || report.prepared || report.unsynced || report.unlinked > 0
     }
 
@@ -170,7 +173,7 @@ impl Keeper {
         self.link.take(&mut self.data);
         let ended = self
             .wal
-            .sync_now()
+            .sync_at_end()
             .and_then(|()| self.wal.store_checkpoint(&self.data))
             .and_then(|()| self.wal.sync_now());
         if let Err(e) = ended {

@@ -139,7 +139,7 @@ pub mod sink;
 mod sync;
 
 pub use builder::Builder;
-pub use config::Partitioner;
+pub use config::{Partitioner, WalFull};
 pub use error::{ConfigError, OpenError, SendError, TopicError};
 pub use pipeline::{CloseError, FlushError, NotReady, Pipeline};
 pub use receipt::{Level, Receipt, ReceiptError};

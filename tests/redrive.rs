@@ -101,7 +101,10 @@ fn selected_topics_go_and_the_others_stay() {
     assert_eq!((again.len(), outcome.delivered_before), (0, RECORDS / 3), "{outcome:?}");
     let directory = Directory::open(dir.path()).unwrap();
     let marks: Vec<_> = directory.replayed().collect();
-    assert!(matches!(marks[..], [("b", below)] if !directory.is_final("a", below - 1)), "{marks:?}");
+    assert!(
+        matches!(marks[..], [("b", below)] if !directory.is_final("a", below - 1)),
+        "{marks:?}"
+    );
     assert!(directory.is_final("b", marks[0].1 - 1));
     // The next pipeline delivers the others, and only them, in order.
     assert!(rest(dir.path()).into_iter().eq((0..RECORDS).filter(|n| n % 3 != 1)));
@@ -179,7 +182,12 @@ fn a_death_in_the_middle_costs_duplicates_only() {
         let arrived = all.len();
         all.sort_unstable();
         all.dedup();
-        println!("died ({topics:?}): {} before, {} after, {} twice", before.len(), after.len(), arrived - all.len());
+        println!(
+            "died ({topics:?}): {} before, {} after, {} twice",
+            before.len(),
+            after.len(),
+            arrived - all.len()
+        );
         assert!(all.into_iter().eq(0..RECORDS));
         assert!(arrived - (RECORDS as usize) < 5_000, "the marks were stored on the way");
         assert!(after.is_sorted(), "order");

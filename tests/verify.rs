@@ -83,7 +83,10 @@ fn a_sound_directory_is_sound() {
     assert_eq!(repaired.actions, [""; 0]);
     let after = everything(dir.path());
     let same = |(path, _): &&(std::path::PathBuf, Vec<u8>)| !path.ends_with("LOCK");
-    assert!(before.iter().filter(same).eq(after.iter().filter(same)), "nothing to do, nothing done");
+    assert!(
+        before.iter().filter(same).eq(after.iter().filter(same)),
+        "nothing to do, nothing done"
+    );
 }
 
 #[test]

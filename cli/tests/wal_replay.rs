@@ -41,13 +41,16 @@ fn count(json: &Value, name: &str) -> u64 {
 /// The number of a record, after a look at each of its parts.
 fn checked(record: &Consumed) -> u64 {
     let n: u64 = match (&record.value, &record.key) {
-        (None, Some(key)) => String::from_utf8_lossy(key).strip_prefix("tomb ").unwrap().parse().unwrap(),
+        (None, Some(key)) => {
+            String::from_utf8_lossy(key).strip_prefix("tomb ").unwrap().parse().unwrap()
+        }
         _ => String::from_utf8_lossy(record.header("n").unwrap()).parse().unwrap(),
     };
     assert_eq!((&record.key, &record.value), (&key(n), &value(n)), "record {n}");
     if !is_tombstone(n) {
         assert_eq!(record.timestamp_ms, at(n), "record {n}");
-        let headers = [("n".to_owned(), Some(n.to_string().into_bytes())), ("null".to_owned(), None)];
+        let headers =
+            [("n".to_owned(), Some(n.to_string().into_bytes())), ("null".to_owned(), None)];
         assert_eq!(record.headers, headers, "record {n}");
     }
     if let Some(partition) = partition(n) {
@@ -229,7 +232,9 @@ fn killed_in_the_middle_it_loses_nothing() {
             twice += audit(&records, (0..RECORDS).filter(|n| n % 3 == i)).1;
         }
         let bound = kills * (ON_ITS_WAY + 5_000 * 2 / 5);
-        say(&format!("wal replay, {kills} kills (selected: {selected}): {twice} twice (bound {bound}); {json}"));
+        say(&format!(
+            "wal replay, {kills} kills (selected: {selected}): {twice} twice (bound {bound}); {json}"
+        ));
         assert!(twice <= bound);
         assert!(count(&json, "read") < RECORDS || selected, "the kills' work was kept: {json}");
     }
@@ -245,7 +250,11 @@ fn an_unknown_topic_sends_nothing_and_loses_nothing() {
     assert_eq!(ended.code(), Some(1), "{ended:?}");
     assert!(ended.stderr.contains("nobody-made-this-one-either"), "{ended:?}");
     let listed = forebay(&["ls", "--json"], dir.path()).json();
-    assert_eq!((&listed["not_final"], &listed["set_aside_records"]), (&100.into(), &0.into()), "{listed}");
+    assert_eq!(
+        (&listed["not_final"], &listed["set_aside_records"]),
+        (&100.into(), &0.into()),
+        "{listed}"
+    );
 }
 
 fn arrived(kafka: &Kafka, topics: &[String]) -> u64 {

@@ -44,7 +44,8 @@ fn each_kind_of_damage_is_found_planned_and_repaired() {
             flip(&segments(dir)[1], 512 + 30);
         }),
         ("noise for a segment", "header", |dir| {
-            let noise: Vec<u8> = (0..300_000u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+            let noise: Vec<u8> =
+                (0..300_000u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
             std::fs::write(dir.join("00000000000000ee.wal"), noise).unwrap();
         }),
         ("a copy of a segment", "foreign", |dir| {
@@ -55,7 +56,11 @@ fn each_kind_of_damage_is_found_planned_and_repaired() {
     let whole = home.path().join("whole");
     fill(&whole, &topics(), RECORDS);
     let sound = verify(&whole, 0);
-    assert_eq!((&sound["records"], &sound["records_lost"]), (&RECORDS.into(), &0.into()), "{sound}");
+    assert_eq!(
+        (&sound["records"], &sound["records_lost"]),
+        (&RECORDS.into(), &0.into()),
+        "{sound}"
+    );
     assert_eq!(sound["findings"], Value::from(vec![0; 0]));
     for (name, verdict, harm) in cases {
         let copy = private_dir();
@@ -155,14 +160,20 @@ fn export_selects_and_loses_nothing() {
     assert!(large.iter().all(|r| r["set_aside"]["reason"] == "message_too_large"));
     for (n, record) in (0..).zip(all.iter().filter(|r| r["set_aside"].is_null())) {
         if is_tombstone(n) {
-            assert_eq!((&record["key"], &record["value"]), (&format!("tomb {n}").into(), &Value::Null));
+            assert_eq!(
+                (&record["key"], &record["value"]),
+                (&format!("tomb {n}").into(), &Value::Null)
+            );
             continue;
         }
         let bytes = match &record["value"] {
             Value::String(text) => text.as_bytes().to_vec(),
             other => {
                 let hex = other["hex"].as_str().unwrap();
-                (0..hex.len()).step_by(2).map(|i| u8::from_str_radix(&hex[i..i + 2], 16).unwrap()).collect()
+                (0..hex.len())
+                    .step_by(2)
+                    .map(|i| u8::from_str_radix(&hex[i..i + 2], 16).unwrap())
+                    .collect()
             }
         };
         assert_eq!(Some(bytes), value(n), "record {n}");
@@ -174,7 +185,11 @@ fn export_selects_and_loses_nothing() {
     let args = ["export", "--raw", "--key-separator", "|", "--only-pending", "-o", path];
     assert_eq!(forebay(&args, dir.path()).code(), Some(0));
     let raw = std::fs::read(&file).unwrap();
-    assert!(raw.starts_with(b"tomb 0|\nkey 1|value 1 "), "{:?}", String::from_utf8_lossy(&raw[..40]));
+    assert!(
+        raw.starts_with(b"tomb 0|\nkey 1|value 1 "),
+        "{:?}",
+        String::from_utf8_lossy(&raw[..40])
+    );
     let again = forebay(&args, dir.path());
     assert_eq!(again.code(), Some(1), "an existing file is not written over: {again:?}");
     assert_eq!(std::fs::read(&file).unwrap(), raw);

@@ -160,9 +160,8 @@ impl Touched {
     fn excuses(&self, frame: &Frame, all: &[Frame]) -> bool {
         let file = &frame.file;
         let header_gone = self.hits(file, 0, 128) && self.hits(file, 512, 640);
-        let names_it = |f: &&Frame| {
-            f.file == *file && f.kind == FrameKind::Topic && f.topic == frame.topic
-        };
+        let names_it =
+            |f: &&Frame| f.file == *file && f.kind == FrameKind::Topic && f.topic == frame.topic;
         let name_gone = all.iter().filter(names_it).all(|f| self.hits(file, f.from, f.to));
         header_gone || name_gone || self.hits(file, frame.from, frame.to)
     }
@@ -238,8 +237,7 @@ fn mutate(written: &Written, mutation: &Mutation, touched: &mut Touched) {
         Mutation::Swap { from, from_at, to, to_at, bytes: n } => {
             let (a, b) = (name(from), name(to));
             let (mut one, mut two) = (read(&a), read(&b));
-            let (i, j) =
-                (usize::from(from_at).min(one.len()), usize::from(to_at).min(two.len()));
+            let (i, j) = (usize::from(from_at).min(one.len()), usize::from(to_at).min(two.len()));
             let n = usize::from(n).min(one.len() - i).min(two.len() - j);
             if a == b || n == 0 {
                 return;
@@ -344,7 +342,8 @@ fuzz_target!(|input: Input| {
     let missing = between(first, last);
     assert!(missing <= lost, "{missing} records are gone and {lost} were told");
     let d = log.recovery.damage.clone();
-    let told = lost + d.segments_missing + d.segments_foreign + d.segments_newer + d.unfinished_tails;
+    let told =
+        lost + d.segments_missing + d.segments_foreign + d.segments_newer + d.unfinished_tails;
     let missing = between(0, first);
     if missing > 0 && !touched.ranges.contains_key("manifest") {
         assert!(told > 0, "the {missing} oldest records are gone without a word: {d:?}");

@@ -23,20 +23,34 @@ enum Op {
     Burst(Spec, u8),
     SetAside(Spec),
     Seal,
-    Step { later_ns: u8, checkpoint: bool },
+    Step {
+        later_ns: u8,
+        checkpoint: bool,
+    },
     Sync,
     Ack(u8),
     ReadAt(u8),
     Read(u8),
-    Fault { op: u8, after: u8, calls: u8 },
+    Fault {
+        op: u8,
+        after: u8,
+        calls: u8,
+    },
     Capacity(Option<u8>),
     CrashSoon(u8),
     Crash,
     PowerCut(u8),
     /// A bit of one record's frame, found at the next open.
-    Corrupt { record: u8, bit: u16 },
+    Corrupt {
+        record: u8,
+        bit: u16,
+    },
     /// An open whose writes fail.
-    FailingOpen { op: u8, after: u8, calls: u8 },
+    FailingOpen {
+        op: u8,
+        after: u8,
+        calls: u8,
+    },
 }
 
 /// A record that is in the log.
@@ -193,7 +207,8 @@ impl World {
         let acked = self.acked;
         let model = std::mem::take(&mut self.model);
         let last = came.back().map_or(0, |a| a.lsn);
-        self.model = model.into_iter().filter(|a| a.lsn < acked).collect();
+        self.model =
+            model.into_iter().filter(|a| a.lsn < acked && damaged != Some(a.lsn)).collect();
         self.model.retain(|a| came.iter().all(|c| c.lsn != a.lsn));
         self.model.extend(came);
         self.model.make_contiguous().sort_by_key(|a| a.lsn);

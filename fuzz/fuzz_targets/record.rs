@@ -5,7 +5,9 @@
 use arbitrary::Arbitrary;
 use forebay::record::{HEADERS_MAX, Header, Headers, RecordView, Shape, TopicId};
 use forebay::wal::format::{FRAME_HEADER_BYTES, HEADER_AREA_BYTES};
-use forebay::wal::{FrameHeader, FrameKind, HeaderVerdict, SegmentHeader, SegmentKind, SetAsideNote};
+use forebay::wal::{
+    FrameHeader, FrameKind, HeaderVerdict, SegmentHeader, SegmentKind, SetAsideNote,
+};
 use libfuzzer_sys::fuzz_target;
 
 #[derive(Arbitrary, Debug)]

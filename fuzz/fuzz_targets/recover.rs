@@ -21,6 +21,11 @@ struct Input {
     files: Vec<File>,
 }
 
+/// Most files belong to one directory.
+fn id(input: &Input, of_file: u8) -> u64 {
+    (if of_file < 224 { input.directory_id } else { of_file }).into()
+}
+
 #[derive(Arbitrary, Debug)]
 enum File {
     Segment(Segment),
@@ -89,20 +94,39 @@ impl Text {
 #[derive(Arbitrary, Debug)]
 enum Place {
     /// Where the last seal of the file stands.
-    Seal { next_frame: Word, last_lsn: Word },
-    Any { offset: Word, length: Word, next_frame: Word, last_lsn: Word },
+    Seal {
+        next_frame: Word,
+        last_lsn: Word,
+    },
+    Any {
+        offset: Word,
+        length: Word,
+        next_frame: Word,
+        last_lsn: Word,
+    },
 }
 
 #[derive(Arbitrary, Debug)]
 enum Piece {
     Zeroes(u16),
     Raw(Vec<u8>),
-    Topic { number: u32, frame_number: Word, name: Text },
+    Topic {
+        number: u32,
+        frame_number: Word,
+        name: Text,
+    },
     Record(Frame),
     /// A record that continues those before it.
     Next(Spec),
-    Void { length: u16, frame_number: Word },
-    Seal { words: [Word; 4], frame_number: Word, topics: Vec<(u8, Word)> },
+    Void {
+        length: u16,
+        frame_number: Word,
+    },
+    Seal {
+        words: [Word; 4],
+        frame_number: Word,
+        topics: Vec<(u8, Word)>,
+    },
     BadSeal(Vec<u8>),
     NewTopic(Text),
 }
@@ -147,7 +171,7 @@ fn plain(kind: FrameKind, frame_number: u64, topic: u32, len: usize) -> FrameHea
 }
 
 impl Segment {
-    fn bytes(&self) -> Vec<u8> {
+    fn bytes(&self, directory_id: u64) -> Vec<u8> {
         let kind = if self.aside { SegmentKind::SetAside } else { SegmentKind::Main };
         let mut file = vec![0; 1024];
         let (mut lsn, mut number) = (self.base_lsn.get().max(1), self.first_frame.get());
@@ -232,7 +256,7 @@ impl Segment {
             log_id: u32::from(self.log_id && self.number > 250),
             kind,
             frame_bytes_max: self.frame_bytes_max.get() as u32,
-            directory_id: self.directory_id.into(),
+            directory_id,
             base_lsn: self.base_lsn.get(),
             first_frame: self.first_frame.get(),
             created_unix_ms: 0,
@@ -276,7 +300,7 @@ fn put(storage: &MemoryStorage, input: &Input) {
         match file {
             File::Segment(segment) => {
                 let name = segment_name(segment.number, segment.aside);
-                storage.put(&name, &segment.bytes());
+                storage.put(&name, &segment.bytes(id(input, segment.directory_id)));
             }
             File::Checkpoint { slot, directory_id, words, topics } => {
                 let words = words.map(Word::get);
@@ -294,16 +318,13 @@ fn put(storage: &MemoryStorage, input: &Input) {
                     unsafe_records: words[4],
                     topics: topics.iter().map(books).collect(),
                 };
-                let slot_of = Slot {
-                    directory_id: (*directory_id).into(),
-                    generation: words[5],
-                    data,
-                };
+                let slot_of =
+                    Slot { directory_id: id(input, *directory_id), generation: words[5], data };
                 storage.put(&slot_name(*slot), &slot_of.encode());
             }
             File::Manifest { directory_id, next_number, segments } => {
                 let manifest = Manifest {
-                    directory_id: (*directory_id).into(),
+                    directory_id: id(input, *directory_id),
                     next_number: next_number.get(),
                     segments: segments.iter().map(|(n, k)| ((*n).into(), (*k).into())).collect(),
                 };

@@ -174,7 +174,10 @@ impl Log {
         let counted = u128::from(self.recovery.records);
         let yielded = records.len() as u128 + u128::from(lost);
         assert_eq!(counted, yielded, "{:?}", self.recovery);
-        if let Some((first, _)) = records.first() {
+        // A frame whose topic is named behind it is damaged for the walk, and not for a reader.
+        if let Some((first, _)) = records.first()
+            && self.recovery.damage.records_lost == 0
+        {
             let told = self.recovery.first_lsn.expect("there are records");
             assert!(told.0 <= *first, "{:?}", self.recovery);
         }

@@ -3,10 +3,13 @@
 use super::Flusher;
 use crate::record::Lsn;
 use crate::sequence::policy::HIGH_MARK_PARTS;
-use crate::wal::AppendError;
+use crate::wal::{AppendError, Wal};
 
 /// Bytes that are populated ahead of the appends that fill them.
 const PREPARE_BYTES: u64 = 64 << 10;
+
+/// The log counts as available again when nothing has failed for so long.
+const FORGIVE_NS: u64 = 1_000_000_000;
 
 impl Flusher {
     /// Moves the `journaled` cursor up to `target`. False when the log took less.
@@ -35,6 +38,14 @@ impl Flusher {
         }
     }
 
+    /// A segment whose sync failed is left even when nothing comes: the keeper rewrites it.
+    pub(super) fn leave_failed_segments(&mut self) {
+        if self.wal.as_mut().is_some_and(Wal::leave_failed) {
+            self.changed = true;
+            self.wake_keeper();
+        }
+    }
+
     fn journal_while(&mut self, mut wanted: impl FnMut(&mut Flusher) -> bool) -> bool {
         let mut prepared = 0u64;
         if let Some(wal) = &mut self.wal {
@@ -58,7 +69,7 @@ impl Flusher {
                     self.wal_works();
                 }
                 Err(e) => {
-                    self.append_failed("append", e);
+                    self.append_failed(e);
                     return false;
                 }
             }
@@ -66,13 +77,18 @@ impl Flusher {
         true
     }
 
-    pub(super) fn append_failed(&mut self, what: &str, error: AppendError) {
-        // Whatever it was, the keeper's next turn may mend it: it prepares segments and unlinks.
+    fn append_failed(&mut self, error: AppendError) {
+        self.wake_keeper();
+        if error == AppendError::NotReady || (error.is_full() && self.begin_drop()) {
+            return;
+        }
+        self.wal_failed(&format!("append: {error}"));
+    }
+
+    /// Whatever failed, the keeper's next turn may mend it: it prepares segments and unlinks.
+    pub(super) fn wake_keeper(&self) {
         if let Some(keeper) = &self.keeper {
             keeper.wake();
-        }
-        if error != AppendError::NotReady {
-            self.wal_failed(&format!("{what}: {error}"));
         }
     }
 
@@ -84,9 +100,21 @@ impl Flusher {
         }
     }
 
+    /// Nothing has failed for a while, and the log has a segment to append to: nothing says that
+    /// it is unavailable, though nothing needed it since.
+    pub(super) fn forgive_wal(&mut self, now_ns: u64) {
+        if self.figures.wal_unavailable.is_some()
+            && now_ns.saturating_sub(self.figures.wal_failed_ns) > FORGIVE_NS
+            && self.wal.as_ref().is_some_and(Wal::is_ready)
+        {
+            self.wal_works();
+        }
+    }
+
     /// The log can't serve now: a state, a counter, one line in the log per change.
     pub(super) fn wal_failed(&mut self, why: &str) {
         self.figures.append_failures += 1;
+        self.figures.wal_failed_ns = self.last_look_ns;
         self.changed = true;
         if self.figures.wal_unavailable.as_deref() != Some(why) {
             tracing::error!(reason = %why, "the write-ahead log is unavailable; tried again at each look");

@@ -8,9 +8,13 @@ mod ages;
 mod journal;
 mod produce;
 mod publish;
+mod room;
+#[cfg(test)]
+mod tests;
 pub(crate) mod run;
 
 use crate::clock::Clock;
+use crate::config::WalFull;
 use crate::keeper::KeeperLink;
 use crate::lane::{Drain, Frame, LaneLook};
 use crate::record::{Lsn, NO_RECEIPT, TopicId};
@@ -44,6 +48,7 @@ pub(crate) struct Parts {
     pub(crate) shared: Arc<Shared>,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) timing: Timing,
+    pub(crate) wal_full: WalFull,
     pub(crate) in_flight_max_records: usize,
     pub(crate) in_flight_max_bytes: u64,
     pub(crate) lane_bytes: u64,
@@ -77,6 +82,9 @@ pub(crate) struct Flusher {
     wal: Option<Wal>,
     keeper: Option<Arc<KeeperLink>>,
     reader: Option<Reader>,
+    wal_full: WalFull,
+    /// Everything below is being dropped, to make room in the log.
+    dropping: Option<Lsn>,
     /// Reads of the log that fail now.
     reads: [produce::ReadTrouble; 3],
     shared: Arc<Shared>,
@@ -120,6 +128,8 @@ struct Figures {
     exposed_count: u64,
     append_failures: u64,
     wal_unavailable: Option<String>,
+    wal_failed_ns: u64,
+    aside_unavailable: Option<String>,
     quarantined: u64,
     findings: Vec<String>,
     lost_at_most: u64,
@@ -190,6 +200,8 @@ impl Flusher {
             exposed_count: 0,
             append_failures: 0,
             wal_unavailable: None,
+            wal_failed_ns: 0,
+            aside_unavailable: None,
             quarantined: damage.ranges_quarantined + damage.segments_foreign,
             findings: damage.findings.clone(),
             handed_before: recovery.records,
@@ -212,6 +224,8 @@ impl Flusher {
             wal,
             keeper,
             reader: None,
+            wal_full: parts.wal_full,
+            dropping: None,
             reads: Default::default(),
             shared: parts.shared,
             clock: parts.clock,
@@ -245,6 +259,8 @@ impl Flusher {
     /// One turn at `now_ns`.
     pub(crate) fn look(&mut self, now_ns: u64) -> Looked {
         self.begin(now_ns);
+        self.leave_failed_segments();
+        self.forgive_wal(now_ns);
         self.serve(now_ns);
         self.set_aside_parked();
         let waiting = self.look_at_lanes(now_ns);
@@ -258,10 +274,11 @@ impl Flusher {
         if hurry {
             self.sink.hurry();
         }
+        let dropping = self.drop_oldest(now_ns);
         if let Some(cutoff_ns) = cutoff_ns {
             self.journal_to(self.seq.journal_target(cutoff_ns));
         }
-        let more = self.produce(now_ns);
+        let more = self.produce(now_ns) || dropping;
         self.release();
         self.relieve_lanes();
         self.finish(now_ns);

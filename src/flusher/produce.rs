@@ -1,5 +1,6 @@
 //! Owns the way to the sink and back: handing over, reports, set-aside, rebuild.
 
+use super::room::SET_ASIDE_FULL;
 use super::{Flusher, PRODUCE_PER_LOOK, Parked, RECORD_OVERHEAD_BYTES, STATE_EVERY_NS};
 use crate::record::LogPosition;
 use crate::report::{Opaque, Outcome, Report};
@@ -24,7 +25,7 @@ enum NotAside {
 
 /// Who reads the log; each tries again by itself.
 #[derive(Clone, Copy)]
-enum ReadOf {
+pub(super) enum ReadOf {
     Backlog = 0,
     Offer = 1,
     Parked = 2,
@@ -34,7 +35,7 @@ enum ReadOf {
 #[derive(Clone, Copy, Default)]
 pub(super) struct ReadTrouble {
     tries: u32,
-    retry_at_ns: u64,
+    pub(super) retry_at_ns: u64,
 }
 
 /// Times that a read is tried, and the pause between them, before what can't be read is given up.
@@ -188,7 +189,7 @@ impl Flusher {
 
     /// The log refused a read. True when it was tried often enough: what can't be read is given
     /// up, and so is what fails next to it, until something is read again.
-    fn read_failed(&mut self, of: ReadOf, now_ns: u64, kind: std::io::ErrorKind) -> bool {
+    pub(super) fn read_failed(&mut self, of: ReadOf, now_ns: u64, kind: std::io::ErrorKind) -> bool {
         self.wal_failed(&format!("read: {kind}"));
         let read = &mut self.reads[of as usize];
         read.tries += 1;
@@ -199,7 +200,7 @@ impl Flusher {
         false
     }
 
-    fn read_works(&mut self, of: ReadOf) {
+    pub(super) fn read_works(&mut self, of: ReadOf) {
         if self.reads[of as usize].tries > 0 {
             self.reads[of as usize] = ReadTrouble::default();
             self.wal_works();
@@ -264,14 +265,7 @@ impl Flusher {
                 }
             }
             ReadItem::Damage { records_lost, bytes, why } => {
-                tracing::error!(records_lost, bytes, why, "the log is damaged; what follows is good");
-                if self.figures.findings.len() < FINDINGS_MAX {
-                    self.figures.findings.push(format!(
-                        "replay: {records_lost} records in {bytes} bytes are lost: {why}"
-                    ));
-                }
-                self.seq.damaged(records_lost);
-                self.changed = true;
+                self.damaged(records_lost, bytes, why);
                 Offer::Skip
             }
             ReadItem::CaughtUp => {
@@ -295,10 +289,25 @@ impl Flusher {
         offer
     }
 
+    /// The log could not give back what it had counted.
+    pub(super) fn damaged(&mut self, records_lost: u64, bytes: u64, why: &str) {
+        tracing::error!(records_lost, bytes, why, "the log is damaged; what follows is good");
+        if self.figures.findings.len() < FINDINGS_MAX {
+            self.figures.findings.push(format!(
+                "replay: {records_lost} records in {bytes} bytes are lost: {why}"
+            ));
+        }
+        self.seq.damaged(records_lost);
+        self.changed = true;
+    }
+
     /// Writes what can't be delivered to the set-aside log; without a log it is dropped. What
     /// can't be written now stays parked and keeps its place.
     pub(super) fn set_aside_parked(&mut self) {
         let now_ns = self.last_look_ns;
+        if self.parked.is_empty() {
+            self.figures.aside_unavailable = None;
+        }
         if now_ns < self.reads[ReadOf::Parked as usize].retry_at_ns {
             return;
         }
@@ -307,8 +316,12 @@ impl Flusher {
             let Some((lsn, source)) = self.seq.source_of(parked.opaque) else { continue };
             let end = match self.set_aside(&parked, lsn, source) {
                 Ok(end) => end,
+                Err(NotAside::Append(error)) if error.is_full() && self.drops() => {
+                    self.aside_failed(error);
+                    End::Dropped(SET_ASIDE_FULL)
+                }
                 Err(NotAside::Append(error)) => {
-                    self.append_failed("set-aside", error);
+                    self.aside_failed(error);
                     self.parked.push_front(parked);
                     return;
                 }
@@ -321,6 +334,9 @@ impl Flusher {
                     End::Dropped("unreadable")
                 }
             };
+            if matches!(end, End::SetAside(_)) {
+                self.aside_works();
+            }
             if let Some(finished) = self.seq.finish(parked.opaque, end) {
                 self.finished(now_ns, finished);
             }

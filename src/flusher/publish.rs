@@ -126,16 +126,22 @@ impl Flusher {
             let (keeper_failures, keeper_trouble) = keeper.trouble();
             WalStats {
                 bytes: log.bytes_on_disk,
+                bytes_max: log.wal_bytes_max,
+                full: log.full,
                 segments: log.segments,
                 filesystem: wal.filesystem(),
                 segment_waits: log.segment_waits,
                 sync_failures: log.sync_failures,
+                segments_unsynced: log.segments_unsynced,
+                segments_rewritten: log.segments_rewritten,
+                records_lost_by_sync: log.records_lost_by_sync,
                 keeper_failures,
                 keeper_trouble,
                 damaged_records: self.seq.books().damaged,
                 quarantined: f.quarantined + log.ranges_quarantined,
                 append_failures: f.append_failures,
                 unavailable: f.wal_unavailable.clone(),
+                set_aside_unavailable: f.aside_unavailable.clone(),
                 findings: f.findings.clone(),
             }
         });

@@ -113,6 +113,7 @@ impl Flusher {
             let before = self.seq.journaled();
             let all = self.journal_to(Lsn(u64::MAX));
             let now_ns = self.clock.now_ns();
+            while self.drop_oldest(now_ns) {}
             if self.seq.journaled() > before {
                 until_ns = now_ns + LAST_JOURNAL_NS;
             }

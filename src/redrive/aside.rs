@@ -68,9 +68,8 @@ pub(super) fn run(
     ask: &mut dyn FnMut(&Outcome) -> bool,
 ) -> Result<Outcome, RedriveError> {
     let mut outcome = Outcome::default();
-    let segments = log
-        .set_aside_segments()
-        .map_err(RedriveError::io("listing the set-aside segments"))?;
+    let segments =
+        log.set_aside_segments().map_err(RedriveError::io("listing the set-aside segments"))?;
     for segment in &segments {
         let mut records = 0;
         walk(log, segment, |_| {
@@ -106,7 +105,9 @@ fn one_segment(
     let (mut met, mut selected, mut read) = (0, 0, 0);
     outcome.lost += walk(log, segment, |dead| {
         met += 1;
-        let wait_until = |outcome: &Outcome, stopping: &mut Option<Instant>, ask: &mut dyn FnMut(&Outcome) -> bool| {
+        let wait_until = |outcome: &Outcome,
+                          stopping: &mut Option<Instant>,
+                          ask: &mut dyn FnMut(&Outcome) -> bool| {
             if !ask(outcome) || outcome.trouble.is_some() {
                 stopping.get_or_insert_with(|| Instant::now() + options.close_timeout);
             }

@@ -40,12 +40,7 @@ pub(super) enum End {
 }
 
 impl Letter {
-    pub(super) fn new(
-        lsn: Lsn,
-        index: usize,
-        topic: Arc<str>,
-        record: &RecordView<'_>,
-    ) -> Letter {
+    pub(super) fn new(lsn: Lsn, index: usize, topic: Arc<str>, record: &RecordView<'_>) -> Letter {
         Letter {
             lsn,
             index,
@@ -161,8 +156,7 @@ impl<'a> Courier<'a> {
         let topic = &self.topics[name];
         let view = letter.view();
         loop {
-            let mut record =
-                Record::new(topic, view.value()).timestamp(letter.timestamp_ms);
+            let mut record = Record::new(topic, view.value()).timestamp(letter.timestamp_ms);
             if let Some(key) = view.key() {
                 record = record.key(key);
             }
@@ -189,7 +183,10 @@ impl<'a> Courier<'a> {
 
     /// The next record that has ended, in order as far as none was refused; `None` when none has
     /// within `wait`.
-    pub(super) fn next_end(&mut self, wait: Duration) -> Result<Option<(Letter, End)>, RedriveError> {
+    pub(super) fn next_end(
+        &mut self,
+        wait: Duration,
+    ) -> Result<Option<(Letter, End)>, RedriveError> {
         while let Some((_, receipt)) = self.window.front() {
             let result = match receipt.wait(Level::Delivered, wait) {
                 Err(ReceiptError::StillPending) => return Ok(None),

@@ -22,6 +22,8 @@
 
 mod aside;
 mod courier;
+#[cfg(test)]
+mod tests;
 
 use crate::clock::{Clock, SystemClock};
 use crate::error::{OpenError, TopicError};

@@ -349,6 +349,35 @@ impl<F: Copy> Sequence<F> {
         finished
     }
 
+    // ---- making room ---------------------------------------------------------------------
+
+    /// The log is about to let go of everything below `end`: what of it was admitted ends here,
+    /// in order. A record that the sink has may still arrive; its report finds nothing any more.
+    pub fn drop_admitted(&mut self, end: Lsn, reason: &'static str) -> Vec<Finished> {
+        let below = |slot: &u32| self.in_flight.get(*slot).is_some_and(|e| e.lsn < end);
+        let slots: Vec<u32> = self.in_flight.unfinished().take_while(below).collect();
+        slots.into_iter().filter_map(|slot| self.end(slot, End::Dropped(reason))).collect()
+    }
+
+    /// The same for a record of the backlog, read at the `produced` cursor instead of admitted.
+    pub fn end_unread(&mut self, frame: Backlog, end: End) -> Option<Finished> {
+        if frame.lsn < self.produced {
+            return None;
+        }
+        self.backlog = Some(frame.position);
+        self.produced = frame.lsn.next();
+        let books = self.books.topic(frame.topic);
+        books.in_wal -= 1;
+        Self::count(books, end);
+        let Backlog { lsn, topic, receipt, .. } = frame;
+        Some(Finished { lsn, topic, receipt, arrival_ns: None, end })
+    }
+
+    /// Nothing below `end` is left in the log.
+    pub fn dropped_below(&mut self, end: Lsn) {
+        self.produced = self.produced.max(end.min(self.journaled));
+    }
+
     /// A new instance begins: everything that is not final is produced again from `acked`.
     pub fn rebuilt(&mut self) {
         self.books.duplicates_possible += self.in_flight.new_instance();

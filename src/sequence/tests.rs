@@ -1,6 +1,7 @@
 //! Owns the tests of the sequence: rule by rule, then every interleaving at small sizes.
 
 mod explorer;
+mod room;
 mod world;
 
 use super::*;

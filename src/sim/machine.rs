@@ -130,6 +130,7 @@ impl Process {
             shared: shared.clone(),
             clock,
             timing: setup.timing,
+            wal_full: crate::config::WalFull::Refuse,
             in_flight_max_records: setup.in_flight_max_records,
             in_flight_max_bytes: 1 << 20,
             lane_bytes: LANE_BYTES as u64,

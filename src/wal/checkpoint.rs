@@ -57,7 +57,6 @@ const BLOCK_BYTES: usize = 4096;
 const FILE_BYTES_MAX: u64 = 64 << 20;
 pub(super) const SLOTS: [&str; 2] = ["checkpoint-0", "checkpoint-1"];
 pub(super) const MANIFEST: &str = "manifest";
-const MANIFEST_NEW: &str = "manifest.new";
 
 /// What the checkpoint carries.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -214,6 +213,10 @@ pub(super) struct CheckpointWriter {
     directory_id: u64,
     generation: u64,
     dirty: bool,
+    /// What was stored last, until a sync of it has returned.
+    unsynced: Vec<u8>,
+    /// A write or a sync of the current slot failed: the file is replaced at the next sync.
+    distrusted: bool,
 }
 
 impl CheckpointWriter {
@@ -225,6 +228,8 @@ impl CheckpointWriter {
             directory_id,
             generation,
             dirty: false,
+            unsynced: Vec::new(),
+            distrusted: false,
         }
     }
 
@@ -242,20 +247,48 @@ impl CheckpointWriter {
         let generation = self.generation + 1;
         let slot = Slot { directory_id: self.directory_id, generation, data: data.clone() };
         self.dirty = true;
-        file.write_at(0, &slot.encode())?;
         self.generation = generation;
-        Ok(())
+        self.unsynced = slot.encode();
+        let written = file.write_at(0, &self.unsynced);
+        // What a failed write left there may be torn, and the other slot is the only good one.
+        self.distrusted |= written.is_err();
+        written
     }
 
-    /// Syncs the slot, if it was written, and turns to the other.
-    pub fn sync(&mut self) -> io::Result<()> {
-        if let Some(file) = self.files[self.current].as_ref().filter(|_| self.dirty) {
-            file.sync()?;
-            self.dirty = false;
-            self.current = 1 - self.current;
+    /// Syncs the slot, if it was written, and turns to the other. After a failure its file is
+    /// replaced: another sync of the same one might return well without what the first lost.
+    pub fn sync(&mut self, storage: &dyn Storage) -> io::Result<()> {
+        let Some(file) = self.files[self.current].clone().filter(|_| self.dirty) else {
+            return Ok(());
+        };
+        if self.distrusted {
+            let fresh = replace(storage, SLOTS[self.current], &self.unsynced)?;
+            self.files[self.current] = Some(fresh);
+        } else if let Err(e) = file.sync() {
+            self.distrusted = true;
+            return Err(e);
         }
+        self.distrusted = false;
+        self.dirty = false;
+        self.current = 1 - self.current;
         Ok(())
     }
+}
+
+/// Puts a new file under a name; when it returns, file and name are durable. Every try begins
+/// with a new file, so that no failed sync is ever repeated.
+fn replace(storage: &dyn Storage, name: &str, bytes: &[u8]) -> io::Result<Arc<dyn StorageFile>> {
+    let new = format!("{name}.new");
+    match storage.unlink(&new) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+        _ => {}
+    }
+    let file = storage.open_or_create(&new)?;
+    file.write_at(0, bytes)?;
+    file.sync()?;
+    storage.rename(&new, name)?;
+    storage.sync_dir()?;
+    Ok(file)
 }
 
 /// The segments that should be there.
@@ -300,11 +333,19 @@ impl Manifest {
 
     /// Replaces the manifest; when it returns, the new one and all names are durable.
     pub fn publish(&self, storage: &dyn Storage) -> io::Result<()> {
-        let file = storage.open_or_create(MANIFEST_NEW)?;
-        file.truncate(0)?;
-        file.write_at(0, &self.encode())?;
+        replace(storage, MANIFEST, &self.encode()).map(|_| ())
+    }
+
+    /// Writes over the manifest that is there: takes no room on a disk that has none, as long
+    /// as no segment was added. Torn by a crash, it is no manifest, and nothing is missed.
+    pub fn overwrite(&self, storage: &dyn Storage) -> io::Result<()> {
+        let file = storage.open(MANIFEST)?;
+        let bytes = self.encode();
+        if file.len()? < bytes.len() as u64 {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        file.write_at(0, &bytes)?;
         file.sync()?;
-        storage.rename(MANIFEST_NEW, MANIFEST)?;
         storage.sync_dir()
     }
 }

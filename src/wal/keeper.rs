@@ -3,11 +3,12 @@
 //! removes segments after a manifest without them is durable.
 
 use super::checkpoint::{CheckpointData, CheckpointWriter, Manifest};
-use super::format::{QUARANTINE_DIR, SegmentKind, segment_name};
+use super::format::{QUARANTINE_DIR, SET_ASIDE_DIR, SegmentKind, segment_name};
 use super::reseal::Resealing;
-use super::shared::{BadRange, Common, Prepared};
+use super::rewrite::remove_mark;
+use super::shared::{BadRange, Common, Failed, Prepared};
 use super::storage::{AppendFile, Storage, StorageFile};
-use super::types::{AppendError, SaltSource};
+use super::types::{AppendError, SaltSource, is_full};
 use crate::sync::Ordering;
 use std::io;
 use std::sync::Arc;
@@ -28,8 +29,12 @@ pub struct WalKeeper {
     pub(super) checkpoint: CheckpointWriter,
     pub(super) synced_at_ns: Option<u64>,
     pub(super) synced_asides: u64,
-    /// Segments were made whose names aren't durable, nor in the manifest.
+    /// Segments were made whose names aren't durable.
     pub(super) names_pending: bool,
+    /// The manifest names what isn't there any more, or not yet what is.
+    pub(super) manifest_stale: bool,
+    /// A file that could not be made whole, and not be removed either.
+    pub(super) unmade: Option<(SegmentKind, u64)>,
     /// Segments of earlier runs: the process that wrote them may have died before its sync.
     pub(super) recovered: Vec<(SegmentKind, u64)>,
     /// Those of them that get the seal that their run didn't write.
@@ -43,6 +48,10 @@ pub struct StepReport {
     pub prepared: bool,
     /// A sync returned.
     pub synced: bool,
+    /// A sync failed: wake the flusher, which leaves the segment.
+    pub sync_failed: bool,
+    /// A segment whose sync had failed was rewritten.
+    pub rewritten: bool,
     /// Something was appended that no sync has covered yet.
     pub unsynced: bool,
     /// The checkpoint was stored.
@@ -50,12 +59,12 @@ pub struct StepReport {
     /// Segments removed.
     pub unlinked: u64,
     /// The first error of the step, with what failed. Every step tries again, except a sync:
-    /// a segment whose sync failed is left by the flusher and never believed again.
+    /// a segment whose sync failed is left by the flusher and rewritten.
     pub error: Option<(&'static str, io::ErrorKind)>,
 }
 
 impl StepReport {
-    fn note<T>(&mut self, what: &'static str, done: io::Result<T>) -> Option<T> {
+    pub(super) fn note<T>(&mut self, what: &'static str, done: io::Result<T>) -> Option<T> {
         match done {
             Ok(value) => Some(value),
             Err(e) => {
@@ -67,10 +76,12 @@ impl StepReport {
 }
 
 impl WalKeeper {
-    /// One turn: prepares, syncs when `sync_interval` has passed, stores `checkpoint` when it
+    /// One turn: rewrites what a failed sync left in doubt, prepares, syncs when `sync_interval` has passed, stores `checkpoint` when it
     /// is given, removes what was trimmed.
     pub fn step(&mut self, now_ns: u64, checkpoint: Option<&CheckpointData>) -> StepReport {
         let mut report = StepReport::default();
+        // First, since where room is short it matters more than a segment to come.
+        self.rewrite_failed(now_ns, &mut report);
         for kind in [SegmentKind::Main, SegmentKind::SetAside] {
             let done = self.prepare_ahead(kind);
             report.prepared |= report.note("prepare", done) == Some(true);
@@ -82,8 +93,10 @@ impl WalKeeper {
             .is_none_or(|at| now_ns.saturating_sub(at) >= self.common.options.sync_interval_ns);
         if due {
             self.synced_at_ns = Some(now_ns);
+            let failures = self.common.sync_failures.load(Ordering::Relaxed);
             let done = self.sync_now();
             report.synced = report.note("sync", done).is_some();
+            report.sync_failed = failures != self.common.sync_failures.load(Ordering::Relaxed);
             self.common.state.lock().taken_lately /= 2;
         }
         if let Some(data) = checkpoint {
@@ -92,37 +105,54 @@ impl WalKeeper {
         }
         let done = self.unlink_trimmed();
         report.unlinked = report.note("unlink", done).unwrap_or(0);
-        report.unsynced =
-            self.common.appended_below.load(Ordering::Acquire) != self.common.synced_below();
+        report.unsynced = self.common.appended_below.load(Ordering::Acquire)
+            != self.common.synced_below()
+            || self.common.aside_appends.load(Ordering::Acquire) != self.synced_asides
+            || !self.common.state.lock().failed.is_empty();
         report
     }
 
     /// Syncs everything that was appended before the call, and the checkpoint.
     ///
     /// # Errors
-    /// The first sync that failed; its segment is left by the flusher, and `synced_below`
-    /// stands still until that segment is trimmed.
+    /// The first sync that failed. Its segment is left by the flusher and rewritten in a later
+    /// [`WalKeeper::step`]; `synced_below` stands still until then.
     pub fn sync_now(&mut self) -> io::Result<()> {
-        let (mut files, retired, below, asides) = {
+        let (mut files, retired, owners, below, asides) = {
             let mut state = self.common.state.lock();
-            let files: Vec<_> = state.active.iter().flatten().cloned().collect();
+            let mut files: Vec<Failed> = Vec::new();
+            for kind in [SegmentKind::Main, SegmentKind::SetAside] {
+                if let Some((number, file)) = state.active[kind as usize].clone() {
+                    let file = Some(file);
+                    files.push(Failed { file, active: true, ..Failed::new(kind, number) });
+                }
+            }
+            let owners = state.adopt_left();
             let retired = std::mem::take(&mut state.retired);
             let below = self.common.appended_below.load(Ordering::Acquire);
             let asides = self.common.aside_appends.load(Ordering::Acquire);
-            (files, retired, below, asides)
+            (files, retired, owners, below, asides)
         };
+        drop(owners);
         let mut first_error = None;
         if retired.is_empty() && below == self.common.synced_below() && asides == self.synced_asides
         {
             files.clear();
         }
-        files.extend(retired.iter().map(|r| (r.number, r.file.clone())));
+        for r in &retired {
+            let (file, known) = (Some(r.file.clone()), Some(r.known));
+            files.push(Failed { file, known, ..Failed::new(r.kind, r.number) });
+        }
         let mut files = files.into_iter();
-        while let Some((number, file)) = files.next() {
-            if let Err(e) = file.sync() {
-                self.common.state.lock().failed.push(number);
-                self.common.failed_segment.store(number, Ordering::Release);
-                self.common.sync_failures.fetch_add(1, Ordering::Relaxed);
+        while let Some(in_case) = files.next() {
+            let (kind, number) = (in_case.kind, in_case.number);
+            // A second sync of a segment whose first one failed would say nothing.
+            if self.common.state.lock().is_failed(number) {
+                continue;
+            }
+            let synced = in_case.file.as_ref().map_or(Ok(()), |f| f.sync());
+            if let Err(e) = synced.and_then(|()| self.still_there(kind, number)) {
+                self.sync_failed(in_case);
                 first_error.get_or_insert(e);
             }
             if files.len() > 0 && self.common.options.segments_ahead_max > 1 {
@@ -132,13 +162,15 @@ impl WalKeeper {
             }
         }
         for (kind, number) in std::mem::take(&mut self.recovered) {
+            if self.common.state.lock().is_failed(number) {
+                continue;
+            }
             // One descriptor at a time, however many segments there are.
             let file = self.common.storage.open(&segment_name(kind, number));
             match file.and_then(|f| f.sync().map(|()| f)) {
                 Ok(file) => self.reseal(kind, number, &*file),
                 Err(e) if e.kind() != io::ErrorKind::NotFound => {
-                    self.common.state.lock().failed.push(number);
-                    self.common.sync_failures.fetch_add(1, Ordering::Relaxed);
+                    self.sync_failed(Failed::new(kind, number));
                     first_error.get_or_insert(e);
                 }
                 Err(_) => {}
@@ -147,17 +179,50 @@ impl WalKeeper {
         // Unmapped here, by the thread that may take long.
         drop(retired.into_iter().map(|r| r.owner).collect::<Vec<_>>());
         // A segment is power-safe when its name is, too.
-        let named = if self.names_pending { self.publish_manifest() } else { Ok(()) };
-        if let Err(e) = named {
+        if let Err(e) = self.sync_names() {
             first_error.get_or_insert(e);
-        } else if self.common.state.lock().failed.is_empty() {
-            self.common.synced_below.store(below, Ordering::Release);
-            self.synced_asides = asides;
+        } else {
+            let state = self.common.state.lock();
+            if !state.failed.iter().any(|f| f.kind == SegmentKind::SetAside) {
+                self.synced_asides = asides;
+            }
+            if state.failed.is_empty() {
+                self.common.synced_below.store(below, Ordering::Release);
+            }
         }
-        let checkpoint = self.checkpoint.sync();
+        // Without a manifest nothing is lost, only not missed.
+        if self.manifest_stale
+            && let Err(e) = self.publish_manifest()
+        {
+            first_error.get_or_insert(e);
+        }
+        let checkpoint = self.checkpoint.sync(&*self.common.storage);
         match first_error {
             Some(e) => Err(e),
             None => checkpoint,
+        }
+    }
+
+    /// The last sync: what failed is rewritten at once, without a pause.
+    ///
+    /// # Errors
+    /// What is still not power-safe after that.
+    pub fn sync_at_end(&mut self) -> io::Result<()> {
+        let first = self.sync_now();
+        loop {
+            let before = self.common.state.lock().failed.len();
+            let mut report = StepReport::default();
+            self.rewrite_failed(u64::MAX, &mut report);
+            let left = self.common.state.lock().failed.len();
+            if let Some((_, kind)) = report.error {
+                return Err(kind.into());
+            }
+            if left == 0 {
+                return if before == 0 { first } else { self.sync_now() };
+            }
+            if left == before {
+                return first.and(Err(io::Error::other("a segment whose sync failed is in use")));
+            }
         }
     }
 
@@ -183,9 +248,14 @@ impl WalKeeper {
         self.checkpoint.store(&*self.common.storage, data)
     }
 
+    /// What was set aside before the call is power-safe when this returns well.
     fn sync_asides(&mut self) -> io::Result<()> {
-        if self.common.aside_appends.load(Ordering::Acquire) != self.synced_asides {
+        let asides = self.common.aside_appends.load(Ordering::Acquire);
+        if asides != self.synced_asides {
             self.sync_now()?;
+        }
+        if self.synced_asides < asides {
+            return Err(io::Error::other("a set-aside segment waits to be rewritten"));
         }
         Ok(())
     }
@@ -208,7 +278,12 @@ impl WalKeeper {
         let full: Vec<_> = {
             let mut state = self.common.state.lock();
             let fresh = state.retired.iter_mut().filter(|r| !r.writing);
-            fresh.map(|r| { r.writing = true; r.file.clone() }).collect()
+            fresh
+                .map(|r| {
+                    r.writing = true;
+                    r.file.clone()
+                })
+                .collect()
         };
         for file in full {
             file.start_writeback();
@@ -217,31 +292,30 @@ impl WalKeeper {
 
     /// Prepares a segment if fewer wait than are wanted; true when it did.
     pub(super) fn prepare(&mut self, kind: SegmentKind) -> io::Result<bool> {
-        let bytes = match kind {
-            SegmentKind::Main => self.common.options.segment_bytes,
-            SegmentKind::SetAside => self.common.options.set_aside_segment_bytes,
-        };
-        {
-            let mut state = self.common.state.lock();
+        let waiting = {
+            let state = self.common.state.lock();
             let wanted = match kind {
                 SegmentKind::Main => {
                     (1 + state.taken_lately).min(self.common.options.segments_ahead_max.max(1))
-                },
+                }
                 SegmentKind::SetAside => usize::from(state.aside_wanted),
             };
             let waiting = state.prepared[kind as usize].len();
             if waiting >= wanted {
                 return Ok(false);
             }
-            let used: u64 = state.live.values().map(|(_, bytes)| bytes).sum();
-            if used + bytes > self.common.wal_bytes_max {
-                if waiting == 0 {
-                    state.shortage[kind as usize] = Some(AppendError::Full);
-                }
-                return Ok(false);
+            waiting
+        };
+        self.remove_unmade()?;
+        let has_room =
+            self.has_room(kind) || (kind == SegmentKind::SetAside && self.forget_vanished());
+        if !has_room {
+            if waiting == 0 {
+                self.common.state.lock().shortage[kind as usize] = Some(AppendError::Full);
             }
+            return Ok(false);
         }
-        match self.create(kind, bytes) {
+        match self.create(kind, self.segment_bytes(kind)) {
             Ok(prepared) => {
                 let mut state = self.common.state.lock();
                 state.prepared[kind as usize].push_back(prepared);
@@ -261,6 +335,64 @@ impl WalKeeper {
         }
     }
 
+    fn segment_bytes(&self, kind: SegmentKind) -> u64 {
+        match kind {
+            SegmentKind::Main => self.common.options.segment_bytes,
+            SegmentKind::SetAside => self.common.options.set_aside_segment_bytes,
+        }
+    }
+
+    /// Whether one more segment keeps the log within its bound. Main segments leave room for
+    /// set-aside ones, and these take no more than a quarter: neither can starve the other.
+    fn has_room(&self, kind: SegmentKind) -> bool {
+        let (options, max) = (&self.common.options, self.common.wal_bytes_max);
+        let reserve = options.set_aside_reserve_bytes();
+        let state = self.common.state.lock();
+        let after = state.used_bytes() + self.segment_bytes(kind);
+        match kind {
+            SegmentKind::Main => {
+                let asides = &state.prepared[SegmentKind::SetAside as usize];
+                let ready: u64 = asides.iter().map(|p| p.file.len()).sum();
+                after + reserve.saturating_sub(ready) <= max
+            }
+            SegmentKind::SetAside => {
+                let asides = state.live.values().filter(|(k, _)| *k == kind);
+                let asides: u64 = asides.map(|(_, bytes)| bytes).sum();
+                after + reserve / 2 <= max
+                    && asides + self.segment_bytes(kind) <= (max / 4).max(reserve)
+            }
+        }
+    }
+
+    /// Set-aside segments that somebody moved away no longer take room. True when that made
+    /// enough of it.
+    fn forget_vanished(&mut self) -> bool {
+        let kind = SegmentKind::SetAside;
+        let Ok(names) = self.common.storage.list(SET_ASIDE_DIR) else { return false };
+        {
+            let mut state = self.common.state.lock();
+            let used: Vec<u64> = state.active.iter().flatten().map(|(number, _)| *number).collect();
+            state.live.retain(|number, (k, _)| {
+                let file = format!("{number:016x}.wal");
+                *k != kind || used.contains(number) || names.contains(&file)
+            });
+        }
+        self.has_room(kind)
+    }
+
+    /// A file that could not be made whole and not be removed either: no other is made before it
+    /// is gone, or a disk that fails would fill up with them.
+    fn remove_unmade(&mut self) -> io::Result<()> {
+        let Some((kind, number)) = self.unmade else { return Ok(()) };
+        match self.common.storage.unlink(&segment_name(kind, number)) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+            _ => {}
+        }
+        self.unmade = None;
+        self.common.state.lock().live.remove(&number);
+        Ok(())
+    }
+
     /// Makes a segment: blocks allocated, mapped, pages present and writable. Nothing of it is
     /// synced, so that it never waits for the disk: allocated blocks read as zeroes, what is
     /// stored counts as power-safe after a sync only, and [`WalKeeper::sync_now`] makes the
@@ -275,33 +407,58 @@ impl WalKeeper {
         let mut file = storage.create(&name, bytes)?;
         self.common.state.lock().live.insert(number, (kind, bytes));
         if let Err(e) = populate_all(&mut *file) {
-            let _ = storage.unlink(&name);
-            self.common.state.lock().live.remove(&number);
+            self.unmade = Some((kind, number));
+            drop(file);
+            let _ = self.remove_unmade();
             return Err(e);
         }
         self.names_pending = true;
+        self.manifest_stale = true;
         Ok(Prepared { number, file, salt: (self.salts)() as u32 })
     }
 
-    /// Stores a manifest of what is there, after the names of new segments are durable: it must
-    /// never name a file that a power cut can take back.
-    pub(super) fn publish_manifest(&mut self) -> io::Result<()> {
+    /// Makes the names of new segments durable.
+    fn sync_names(&mut self) -> io::Result<()> {
         if self.names_pending {
             self.common.storage.sync_dir()?;
+            self.names_pending = false;
         }
+        Ok(())
+    }
+
+    fn manifest(&self) -> Manifest {
         let segments = {
             let state = self.common.state.lock();
             let kept = state.live.iter().filter(|(number, _)| !state.trimmed.contains(number));
             kept.map(|(number, (kind, _))| (*number, *kind as u64)).collect()
         };
-        let manifest = Manifest {
-            directory_id: self.common.directory_id,
-            next_number: self.next_number,
-            segments,
-        };
-        manifest.publish(&*self.common.storage)?;
-        self.names_pending = false;
+        Manifest { directory_id: self.common.directory_id, next_number: self.next_number, segments }
+    }
+
+    /// Stores a manifest of what is there, after the names of new segments are durable: it must
+    /// never name a file that a power cut can take back.
+    pub(super) fn publish_manifest(&mut self) -> io::Result<()> {
+        self.sync_names()?;
+        self.manifest().publish(&*self.common.storage)?;
+        self.manifest_stale = false;
         Ok(())
+    }
+
+    /// A manifest without what is about to be removed. To free room must not need room: on a
+    /// full disk the old one is written over, and where even that fails the removal goes on.
+    /// What a manifest names in vain is then below the watermark.
+    fn publish_before_removal(&mut self) -> io::Result<()> {
+        match self.publish_manifest() {
+            Err(e) if is_full(e.kind()) => {
+                self.manifest_stale = true;
+                match self.manifest().overwrite(&*self.common.storage) {
+                    // What an earlier removal left undone stays before the next.
+                    Err(e) if is_full(e.kind()) => self.common.storage.sync_dir(),
+                    done => done,
+                }
+            }
+            done => done,
+        }
     }
 
     /// Removes trimmed segments, oldest first. Each removal is durable before the next, so
@@ -312,7 +469,7 @@ impl WalKeeper {
             return Ok(0);
         }
         self.sync_asides()?;
-        self.publish_manifest()?;
+        self.publish_before_removal()?;
         trimmed.sort_unstable();
         let mut unlinked = 0;
         for number in trimmed {
@@ -325,15 +482,18 @@ impl WalKeeper {
                 unlinked += 1;
             }
             let mut state = self.common.state.lock();
+            let was_failed = state.is_failed(number);
             state.live.remove(&number);
             state.trimmed.retain(|n| *n != number);
-            state.failed.retain(|n| *n != number);
+            state.failed.retain(|f| f.number != number);
             state.keep.retain(|n| *n != number);
             state.retired.retain(|r| r.number != number);
-            if state.shortage[0] == Some(AppendError::Full) {
-                state.shortage[0] = None;
-            }
+            // There may be room now: the next turn finds out.
+            state.shortage = [None, None];
             drop(state);
+            if let Some(kind) = kind.filter(|_| was_failed) {
+                remove_mark(&*self.common.storage, kind, number);
+            }
             self.common.storage.sync_dir()?;
         }
         Ok(unlinked)

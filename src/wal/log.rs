@@ -5,10 +5,10 @@ use super::cursor::Cursor;
 use super::format::{FRAME_HEADER_BYTES, SegmentHeader, SegmentKind, SetAsideNote};
 use super::reader::SegmentInfo;
 use super::segment::{SegmentError, SegmentWriter};
-use super::shared::{Common, Retired};
-use super::types::AppendError;
 use super::replayed::Replayed;
+use super::shared::{Common, Known, Retired};
 use super::storage::Storage;
+use super::types::{AppendError, Oldest};
 use crate::record::{LogPosition, Lsn, RecordView, TopicId};
 use crate::stats::Filesystem;
 use crate::sync::Ordering;
@@ -30,8 +30,11 @@ pub struct Wal {
     pub(super) next_frame: [u64; 2],
     /// Longest frame, as it stands in headers.
     pub(super) frame_bytes_max: u32,
-    /// The cursor of `read_at`.
+    /// The cursor of `read_at`, and how many segments had been rewritten when it was made.
     pub(super) random: Option<Cursor>,
+    pub(super) random_rewritten: u64,
+    /// The last record found no room: the active segment goes, too, once all of it is final.
+    pub(super) starved: bool,
     pub(super) unix_ms: i64,
     /// Topics of which an earlier replay delivered everything below an LSN.
     pub(super) replayed: Vec<(TopicId, u64)>,
@@ -44,6 +47,8 @@ pub struct WalStats {
     pub bytes_on_disk: u64,
     /// Most that they may take.
     pub wal_bytes_max: u64,
+    /// There is no room for another segment: the log is at its bound, or the disk is full.
+    pub full: bool,
     /// Segments of the main log.
     pub segments: u64,
     /// Everything below is power-safe.
@@ -52,6 +57,12 @@ pub struct WalStats {
     pub appended_below: Lsn,
     /// Syncs that failed.
     pub sync_failures: u64,
+    /// Segments whose sync failed and that aren't rewritten yet.
+    pub segments_unsynced: u64,
+    /// Segments rewritten after a failed sync.
+    pub segments_rewritten: u64,
+    /// Records that were no longer there when their segment was rewritten.
+    pub records_lost_by_sync: u64,
     /// Times that an append needed a segment and none was ready.
     pub segment_waits: u64,
     /// Bad ranges copied to quarantine since open.
@@ -69,7 +80,9 @@ impl Wal {
     /// # Errors
     /// [`AppendError::Storage`]; the next append goes to another segment.
     pub fn prepare_batch(&mut self, bytes: u64) -> Result<(), AppendError> {
-        let Some(active) = &mut self.active[SegmentKind::Main as usize] else { return Ok(()) };
+        let active = self.active[SegmentKind::Main as usize].as_mut();
+        // One that was given up fails for good: the append goes on to the next segment.
+        let Some(active) = active.filter(|a| !a.is_broken()) else { return Ok(()) };
         active.populate(bytes).map_err(|e| {
             active.give_up();
             AppendError::Storage(e.kind())
@@ -123,7 +136,7 @@ impl Wal {
         record: &RecordView<'_>,
         note: Option<&SetAsideNote<'_>>,
     ) -> Result<LogPosition, AppendError> {
-        let failed = self.common.failed_segment.load(Ordering::Acquire);
+        let failed = self.failed_segment(kind);
         loop {
             let Some(active) = &mut self.active[kind as usize] else {
                 self.rotate(kind, lsn)?;
@@ -145,6 +158,25 @@ impl Wal {
         }
     }
 
+    /// The segment of this kind whose sync failed last while it was in use.
+    fn failed_segment(&self, kind: SegmentKind) -> u64 {
+        self.common.failed_segment[kind as usize].load(Ordering::Relaxed)
+    }
+
+    /// Leaves the segments whose sync failed, so that the keeper can rewrite them. True when
+    /// there was one: wake the keeper.
+    pub fn leave_failed(&mut self) -> bool {
+        let mut left = false;
+        for kind in [SegmentKind::Main, SegmentKind::SetAside] {
+            let failed = self.failed_segment(kind);
+            if self.active[kind as usize].as_ref().is_some_and(|a| a.header.number == failed) {
+                self.retire(kind);
+                left = true;
+            }
+        }
+        left
+    }
+
     /// Seals the active segment and begins the prepared one; without one, nothing changes.
     fn rotate(&mut self, kind: SegmentKind, base: Lsn) -> Result<(), AppendError> {
         let k = kind as usize;
@@ -152,6 +184,7 @@ impl Wal {
             let mut state = self.common.state.lock();
             let Some(prepared) = state.prepared[k].pop_front() else {
                 state.aside_wanted |= kind == SegmentKind::SetAside;
+                self.starved |= kind == SegmentKind::Main;
                 let why = state.shortage[k].unwrap_or(AppendError::NotReady);
                 if kind == SegmentKind::Main && why == AppendError::NotReady {
                     self.common.segment_waits.fetch_add(1, Ordering::Relaxed);
@@ -179,6 +212,7 @@ impl Wal {
                 let file = writer.file.file();
                 self.common.state.lock().active[k] = Some((header.number, file));
                 self.active[k] = Some(writer);
+                self.starved &= kind != SegmentKind::Main;
                 Ok(())
             }
             Err(e) => {
@@ -209,9 +243,12 @@ impl Wal {
             });
         }
         let (number, file) = (writer.header.number, writer.file.file());
+        let (end, next_frame) = (writer.end, writer.next_frame);
+        let known = Known { header: writer.header, end, next_frame };
         let mut state = self.common.state.lock();
         state.active[k] = None;
-        state.retired.push(Retired { number, file, owner: writer.file, writing: false });
+        let owner = writer.file;
+        state.retired.push(Retired { kind, number, file, known, owner, writing: false });
     }
 
     /// Seals what is open, so that the next start needs no scan. Appends may follow.
@@ -224,12 +261,41 @@ impl Wal {
     /// Tells the log that everything below `acked` is final. Segments that hold nothing else
     /// go to the keeper to be removed.
     pub fn trim(&mut self, acked: Lsn) {
+        if self.starved && self.active_main().is_some_and(|a| a.records > 0 && a.last_lsn < acked.0)
+        {
+            self.retire(SegmentKind::Main);
+        }
         let is_done = |s: &SegmentInfo| s.last_lsn.is_none_or(|last| last < acked.0);
         while self.segments.front().is_some_and(is_done) {
             if let Some(done) = self.segments.pop_front() {
                 self.common.state.lock().trimmed.push(done.header.number);
             }
         }
+    }
+
+    /// Whether the next append has a segment to go to, as far as is known.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        !self.starved || !self.common.state.lock().prepared[SegmentKind::Main as usize].is_empty()
+    }
+
+    /// What could go to make room after an append met an error that says the log is full. Not
+    /// before the keeper has found that what went last was not enough.
+    pub fn oldest(&mut self) -> Oldest {
+        {
+            let state = self.common.state.lock();
+            let k = SegmentKind::Main as usize;
+            let is_full = state.shortage[k].is_some_and(AppendError::is_full);
+            if !is_full || !state.prepared[k].is_empty() || !state.trimmed.is_empty() {
+                return Oldest::Coming;
+            }
+        }
+        if self.segments.is_empty() {
+            // The only one is full, or the append would have gone into it.
+            self.retire(SegmentKind::Main);
+        }
+        let last = self.segments.front().and_then(|oldest| oldest.last_lsn);
+        last.map_or(Oldest::Nothing, |last| Oldest::Below(Lsn(last.saturating_add(1))))
     }
 
     /// Whether a replay of selected topics delivered this record before the log was opened.
@@ -276,13 +342,22 @@ impl Wal {
     /// Sizes and counts, for gauges.
     #[must_use]
     pub fn stats(&self) -> WalStats {
+        let (bytes_on_disk, segments_unsynced, full) = {
+            let state = self.common.state.lock();
+            let full = state.shortage[SegmentKind::Main as usize].is_some_and(AppendError::is_full);
+            (state.used_bytes(), state.failed.len() as u64, full)
+        };
         WalStats {
-            bytes_on_disk: self.common.bytes_on_disk(),
+            bytes_on_disk,
+            full,
             wal_bytes_max: self.common.wal_bytes_max,
             segments: self.segments.len() as u64 + u64::from(self.active_main().is_some()),
             synced_below: self.synced_below(),
             appended_below: Lsn(self.common.appended_below.load(Ordering::Acquire)),
             sync_failures: self.common.sync_failures.load(Ordering::Relaxed),
+            segments_unsynced,
+            segments_rewritten: self.common.segments_rewritten.load(Ordering::Relaxed),
+            records_lost_by_sync: self.common.records_lost_by_sync.load(Ordering::Relaxed),
             segment_waits: self.common.segment_waits.load(Ordering::Relaxed),
             ranges_quarantined: self.common.ranges_quarantined.load(Ordering::Relaxed),
         }

@@ -108,6 +108,15 @@ impl MemoryStorage {
         self.disk.lock().capacity_bytes = bytes;
     }
 
+    /// The page cache lets go of what it holds of a file and doesn't owe the disk: what a
+    /// failed sync lost is read as it is on disk from now on.
+    pub fn evict(&self, name: &str) {
+        let mut disk = self.disk.lock();
+        if let Some(&file) = disk.names.get(name) {
+            disk.files[file].evict();
+        }
+    }
+
     /// Reads that touch these bytes of a file fail from now on; an empty range mends it. A file's
     /// bytes stay unreadable under another name.
     pub fn set_unreadable(&self, name: &str, from: u64, to: u64) {
@@ -325,8 +334,10 @@ struct Appender {
 
 impl Appender {
     fn in_range(&self, offset: u64, len: usize) -> io::Result<()> {
+        // Where the file was cut, a real mapping has no page any more.
+        let there = self.len.min(self.disk.lock().files[self.file].live.len() as u64);
         let end = offset.checked_add(len as u64);
-        end.filter(|end| *end <= self.len).map(|_| ()).ok_or(io::ErrorKind::WriteZero.into())
+        end.filter(|end| *end <= there).map(|_| ()).ok_or(io::ErrorKind::WriteZero.into())
     }
 }
 

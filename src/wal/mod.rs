@@ -7,7 +7,7 @@
 //! (whole segments).
 //!
 //! Reading order: `storage`, `format`, `segment`, `log`, `verdict`, `cursor`, `reader`,
-//! `recover`, `survey`, `keeper`, `checkpoint`.
+//! `recover`, `survey`, `keeper`, `rewrite`, `checkpoint`.
 
 mod checkpoint;
 mod cursor;
@@ -28,6 +28,7 @@ mod redrive;
 mod repair;
 mod replayed;
 mod reseal;
+mod rewrite;
 mod seal;
 mod segment;
 mod shared;
@@ -38,6 +39,7 @@ mod tests;
 mod types;
 mod verdict;
 mod verify;
+mod verify_segment;
 
 pub use checkpoint::{CheckpointData, Manifest, Slot, TopicBooks};
 pub use file_storage::FileStorage;
@@ -57,7 +59,7 @@ pub use seal::{Locator, Seal};
 pub use storage::{AppendFile, Storage, StorageFile};
 pub use verdict::Met;
 pub use types::{
-    AppendError, DamageReport, LogRecord, ReadError, ReadItem, Recovery, SaltSource, WalOptions,
+    AppendError, DamageReport, LogRecord, Oldest, ReadError, ReadItem, Recovery, SaltSource, WalOptions,
     random_salts,
 };
 pub use verify::{bytes_to_verify, verify};

@@ -6,8 +6,9 @@ use super::keeper::{NO_SEGMENT, WalKeeper};
 use super::log::Wal;
 use super::recover::recover;
 use super::replayed::Replayed;
+use super::rewrite::unfinished_rewrites;
 use super::segment::SegmentWriter;
-use super::shared::{Common, State};
+use super::shared::{Common, Failed, State};
 use super::storage::Storage;
 use super::types::{Recovery, SaltSource, WalOptions};
 use crate::error::{ConfigError, OpenError};
@@ -51,16 +52,19 @@ impl Wal {
                 (free.saturating_add(used) / 2).min(WAL_BYTES_MAX_DEFAULT)
             }
         };
-        let recovery = opened.recovery;
+        let mut recovery = opened.recovery;
+        let unfinished = unfinished_rewrites(&*storage);
+        recovery.damage.unfinished_tails += unfinished.len() as u64;
         if options.wal_bytes_max.is_none()
-            && wal_bytes_max < 2 * options.segment_bytes
+            && wal_bytes_max < options.wal_bytes_least()
             && recovery.records == 0
         {
             return Err(OpenError::Io {
                 what: format!(
                     "the log may take {wal_bytes_max} bytes, half of what is free, and two \
-                     segments need {}; free more, or set wal_max_bytes and segment_bytes",
-                    2 * options.segment_bytes
+                     segments and two set-aside ones need {}; free more, or set wal_max_bytes \
+                     and segment_bytes",
+                    options.wal_bytes_least()
                 ),
                 source: rustix::io::Errno::NOSPC.into(),
             });
@@ -74,14 +78,17 @@ impl Wal {
             state: Mutex::new(State {
                 live: opened.live,
                 trimmed: opened.trimmed,
+                failed: unfinished.into_iter().map(|(k, n)| Failed::new(k, n)).collect(),
                 keep: opened.keep,
                 ..State::default()
             }),
             appended_below: AtomicU64::new(recovery.next_lsn.0),
             aside_appends: AtomicU64::new(0),
             synced_below: AtomicU64::new(synced_below),
-            failed_segment: AtomicU64::new(NO_SEGMENT),
+            failed_segment: [AtomicU64::new(NO_SEGMENT), AtomicU64::new(NO_SEGMENT)],
             sync_failures: AtomicU64::new(0),
+            segments_rewritten: AtomicU64::new(0),
+            records_lost_by_sync: AtomicU64::new(0),
             segment_waits: AtomicU64::new(0),
             ranges_quarantined: AtomicU64::new(0),
             options,
@@ -97,6 +104,8 @@ impl Wal {
             ),
             synced_at_ns: None,
             synced_asides: 0,
+            unmade: None,
+            manifest_stale: false,
             names_pending: false,
             recovered,
             reseal: opened.reseal,
@@ -124,6 +133,8 @@ impl Wal {
             next_frame: opened.next_frame,
             frame_bytes_max,
             random: None,
+            random_rewritten: 0,
+            starved: false,
             unix_ms: now_unix_ms,
             replayed: Vec::new(),
         };
@@ -161,12 +172,15 @@ fn check(options: &WalOptions) -> Result<u32, ConfigError> {
         }
     }
     if let Some(max) = options.wal_bytes_max
-        && max < 2 * options.segment_bytes
+        && max < options.wal_bytes_least()
     {
         return Err(ConfigError {
             name: "wal_bytes_max".to_string(),
             value: max.to_string(),
-            problem: format!("must hold two segments of {} bytes", options.segment_bytes),
+            problem: format!(
+                "must hold two segments of {} bytes and two set-aside ones of {}",
+                options.segment_bytes, options.set_aside_segment_bytes
+            ),
         });
     }
     Ok(frame.min(u64::from(u32::MAX)) as u32)

@@ -12,6 +12,7 @@ use super::types::{LogRecord, ReadError, ReadItem};
 use super::verdict::Met;
 use super::{SegmentKind, Wal, segment_name};
 use crate::record::{LogPosition, Lsn, RecordView, TopicId};
+use crate::sync::Ordering;
 use crate::topics::TopicTable;
 use std::io;
 use std::sync::Arc;
@@ -39,13 +40,15 @@ pub struct Reader {
     expect: Option<u64>,
     /// The segment of `at` has been read to its end.
     ended: bool,
+    /// Segments that had been rewritten when the cursor's file was opened.
+    rewritten: u64,
     /// What can't be read is passed, until the next record.
     skip: bool,
 }
 
 impl Reader {
     pub(super) fn new(at: LogPosition) -> Self {
-        Reader { at, cursor: None, expect: None, ended: false, skip: false }
+        Reader { at, cursor: None, expect: None, ended: false, rewritten: 0, skip: false }
     }
 
     /// Lets the next read pass what the storage refuses: one page, or a segment that can't be
@@ -110,6 +113,12 @@ impl Wal {
     }
 
     fn step(&self, reader: &mut Reader) -> Step {
+        let rewritten = self.segments_rewritten();
+        if reader.rewritten != rewritten {
+            // The name leads to another file now; what stands behind the old one may rot.
+            reader.cursor = None;
+            reader.rewritten = rewritten;
+        }
         loop {
             if reader.ended {
                 match self.turn_page(reader) {
@@ -242,7 +251,10 @@ impl Wal {
         if position.offset < HEADER_AREA_BYTES || position.offset >= span.end {
             return Err(ReadError::Gone);
         }
-        let kept = self.random.take().filter(|c| c.header().number == number);
+        let rewritten = self.segments_rewritten();
+        let is_current = |c: &Cursor| c.header().number == number;
+        let kept = self.random.take().filter(is_current).filter(|_| rewritten == self.random_rewritten);
+        self.random_rewritten = rewritten;
         let mut cursor = match kept {
             Some(cursor) => cursor,
             None => {
@@ -274,6 +286,10 @@ impl Wal {
             }
             _ => Err(ReadError::Damaged),
         }
+    }
+
+    fn segments_rewritten(&self) -> u64 {
+        self.common.segments_rewritten.load(Ordering::Acquire)
     }
 
     /// The record at a position can't be read and was given up: its file is never removed, but

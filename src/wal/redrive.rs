@@ -168,8 +168,7 @@ impl Orphan {
         note: &SetAsideNote<'_>,
     ) -> Result<(), AppendError> {
         let record = RecordView { topic: self.topics.intern(topic), ..*record };
-        let put =
-            |wal: &mut Wal| wal.set_aside(lsn, &record, note.reason, note.code, note.unix_ms);
+        let put = |wal: &mut Wal| wal.set_aside(lsn, &record, note.reason, note.code, note.unix_ms);
         match put(&mut self.wal) {
             Err(AppendError::NotReady) => {
                 self.keeper.step(SystemClock.now_ns(), None);

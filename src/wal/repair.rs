@@ -7,6 +7,7 @@
 //! | found | done |
 //! |---|---|
 //! | bad range within a segment | copied to quarantine; its bytes stay in the segment, so that the frame numbers around it go on saying what it cost |
+//! | range that the disk refuses to read | a note in quarantine says so |
 //! | records missing at a segment's end or between two | a note in quarantine says how many |
 //! | checkpoint without a good slot, of another directory; bad `replayed` | moved to quarantine |
 //! | manifest bad, or naming what isn't there | moved to quarantine if bad; a new one names what is there |
@@ -17,7 +18,7 @@
 use super::checkpoint::{Manifest, SLOTS};
 use super::findings::{Finding, Verification, Weight};
 use super::format::{NEWER_DIR, QUARANTINE_DIR, SegmentKind, number_of};
-use super::keeper::quarantine_range;
+use super::keeper::{quarantine_name, quarantine_range};
 use super::recover::recover;
 use super::replayed::Replayed;
 use super::shared::BadRange;
@@ -61,8 +62,16 @@ fn action(f: &Finding) -> Option<String> {
             "{file}: move what is no frame at its end to {QUARANTINE_DIR}/ and note {} lost records there",
             f.records_lost
         ),
-        ("gap", _) => format!("{file}: note in {QUARANTINE_DIR}/ that {} records before it are lost", f.records_lost),
-        ("missing", _) => format!("{file}: note in {QUARANTINE_DIR}/ that it is missing, write a new manifest"),
+        ("gap", _) => format!(
+            "{file}: note in {QUARANTINE_DIR}/ that {} records before it are lost",
+            f.records_lost
+        ),
+        ("missing", _) => {
+            format!("{file}: note in {QUARANTINE_DIR}/ that it is missing, write a new manifest")
+        }
+        ("unreadable", _) if f.from.is_some() => {
+            format!("{file}: note in {QUARANTINE_DIR}/ that {} can't be read", range())
+        }
         ("header" | "foreign" | "unreadable" | "unfinished", _) if is_segment(file) => {
             format!("{file}: move it to {QUARANTINE_DIR}/ ({})", f.says)
         }
@@ -107,7 +116,9 @@ pub fn repair(
     }
     for name in of("missing") {
         if let Some(number) = number_of(name) {
-            let text = format!("segment {number:016x} was named by the manifest and was not in the directory\n");
+            let text = format!(
+                "segment {number:016x} was named by the manifest and was not in the directory\n"
+            );
             note(storage, &format!("{number:016x}.missing"), &text)?;
         }
     }
@@ -128,11 +139,20 @@ pub fn repair(
             continue;
         };
         let name = file.rsplit('/').next().unwrap_or(file);
-        if let ("bad", Some(number)) = (finding.verdict, number_of(name)) {
-            let kind = if name == file { SegmentKind::Main } else { SegmentKind::SetAside };
-            quarantine_range(storage, kind, &BadRange { number, from, to }, "bad")?;
-            finding.weight = Weight::Known;
+        let Some(number) = number_of(name) else { continue };
+        let range = BadRange { number, from, to };
+        match finding.verdict {
+            "bad" => {
+                let kind = if name == file { SegmentKind::Main } else { SegmentKind::SetAside };
+                quarantine_range(storage, kind, &range, "bad")?;
+            }
+            "unreadable" => {
+                let text = format!("bytes {from} to {to} could not be read; {}\n", finding.says);
+                note(storage, &quarantine_name(&range, "bad"), &text)?;
+            }
+            _ => continue,
         }
+        finding.weight = Weight::Known;
     }
     for (number, from, to) in std::mem::take(&mut after.losses) {
         let text = format!(

@@ -84,6 +84,11 @@ impl SegmentWriter {
         self.broken = true;
     }
 
+    /// Whether it takes no more records, for whatever reason but want of room.
+    pub fn is_broken(&self) -> bool {
+        self.broken
+    }
+
     /// Ids of its topics by their number here.
     pub fn local_topics(&self) -> Vec<Option<TopicId>> {
         self.topics.iter().map(|(_, id, _)| Some(*id)).collect()

@@ -5,10 +5,13 @@
 //! `appended_below` and `aside_appends` are stored (Release) after the frame's commit word and
 //! loaded (Acquire) by the keeper, under the lock that rotation takes: so every frame that the
 //! keeper counts lies in a file that it sees there, and a sync that begins after the load
-//! covers it. `synced_below` is stored (Release) after the sync returned. The rest are counts
-//! that order nothing.
+//! covers it. `synced_below` is stored (Release) after the sync returned. `failed_segment` is
+//! stored by the keeper and loaded by the flusher, and orders nothing: the flusher leaves that
+//! segment whenever it sees it. `segments_rewritten` is stored (Release) after the rename and
+//! loaded (Acquire) before a read, so that whoever sees the count finds the new file under the
+//! name. The rest are counts that order nothing.
 
-use super::format::SegmentKind;
+use super::format::{SegmentHeader, SegmentKind};
 use super::storage::{AppendFile, Storage, StorageFile};
 use super::types::{AppendError, WalOptions};
 use crate::sync::{AtomicU64, Ordering};
@@ -25,8 +28,11 @@ pub(super) struct Prepared {
 
 /// A file that may hold unsynced bytes and takes no more.
 pub(super) struct Retired {
+    pub kind: SegmentKind,
     pub number: u64,
     pub file: Arc<dyn StorageFile>,
+    /// What is known of it beside its file.
+    pub known: Known,
     /// Unmapped by the keeper, since that takes long.
     pub owner: Box<dyn AppendFile>,
     /// The disk has been told to begin with it.
@@ -38,6 +44,37 @@ pub(super) struct BadRange {
     pub number: u64,
     pub from: u64,
     pub to: u64,
+}
+
+/// What the flusher remembers of a segment that it left.
+#[derive(Clone, Copy)]
+pub(super) struct Known {
+    pub header: SegmentHeader,
+    /// Where its frames and its seal end.
+    pub end: u64,
+    /// Frame number of the record after it.
+    pub next_frame: u64,
+}
+
+/// A segment whose sync failed: a power cut may cost what it holds until it is rewritten.
+pub(super) struct Failed {
+    pub kind: SegmentKind,
+    pub number: u64,
+    /// Its file, where it is still open; the name may be gone.
+    pub file: Option<Arc<dyn StorageFile>>,
+    /// What this run knows of it; `None` for a segment of an earlier run.
+    pub known: Option<Known>,
+    /// Still appended to, until the flusher sees it.
+    pub active: bool,
+    /// Before the next try to rewrite it.
+    pub pause_ns: u64,
+    pub again_ns: u64,
+}
+
+impl Failed {
+    pub fn new(kind: SegmentKind, number: u64) -> Self {
+        Failed { kind, number, file: None, known: None, active: false, pause_ns: 0, again_ns: 0 }
+    }
 }
 
 #[derive(Default)]
@@ -58,7 +95,20 @@ pub(super) struct State {
     /// Every segment on disk: kind and bytes.
     pub live: BTreeMap<u64, (SegmentKind, u64)>,
     /// Segments whose sync failed: what isn't final in them is not power-safe.
-    pub failed: Vec<u64>,
+    pub failed: Vec<Failed>,
+    /// Bytes of the file that a segment is being rewritten into.
+    pub rewriting_bytes: u64,
+}
+
+impl State {
+    /// Bytes of all segments on disk.
+    pub fn used_bytes(&self) -> u64 {
+        self.live.values().map(|(_, bytes)| bytes).sum::<u64>() + self.rewriting_bytes
+    }
+
+    pub fn is_failed(&self, number: u64) -> bool {
+        self.failed.iter().any(|f| f.number == number)
+    }
 }
 
 pub(super) struct Common {
@@ -71,9 +121,12 @@ pub(super) struct Common {
     pub appended_below: AtomicU64,
     pub aside_appends: AtomicU64,
     pub synced_below: AtomicU64,
-    /// The segment whose sync failed last; the flusher leaves it.
-    pub failed_segment: AtomicU64,
+    /// The segment in use whose sync failed, by kind; the flusher leaves it.
+    pub failed_segment: [AtomicU64; 2],
     pub sync_failures: AtomicU64,
+    pub segments_rewritten: AtomicU64,
+    /// Records that were no longer there when their segment was rewritten.
+    pub records_lost_by_sync: AtomicU64,
     /// Times that the flusher needed a segment and none was ready.
     pub segment_waits: AtomicU64,
     pub ranges_quarantined: AtomicU64,
@@ -81,7 +134,7 @@ pub(super) struct Common {
 
 impl Common {
     pub fn bytes_on_disk(&self) -> u64 {
-        self.state.lock().live.values().map(|(_, bytes)| bytes).sum()
+        self.state.lock().used_bytes()
     }
 
     pub fn synced_below(&self) -> u64 {

@@ -42,6 +42,21 @@ impl Default for WalOptions {
     }
 }
 
+impl WalOptions {
+    /// Room that is kept free of main segments: for a set-aside segment, so that records which
+    /// can't be delivered never wait for a full log that waits for them, and for its copy
+    /// should its sync fail.
+    pub(super) fn set_aside_reserve_bytes(&self) -> u64 {
+        2 * self.set_aside_segment_bytes
+    }
+
+    /// The least that `wal_bytes_max` may be.
+    #[must_use]
+    pub fn wal_bytes_least(&self) -> u64 {
+        2 * self.segment_bytes + self.set_aside_reserve_bytes()
+    }
+}
+
 /// Where salts and directory ids come from: 64 unpredictable bits a call.
 pub type SaltSource = Box<dyn FnMut() -> u64 + Send>;
 
@@ -68,6 +83,34 @@ pub enum AppendError {
     /// The storage refused a write, or couldn't give the next segment.
     #[error("the log's storage: {0}")]
     Storage(io::ErrorKind),
+}
+
+impl AppendError {
+    /// Whether the log has no room: it is at its bound, or the disk is full.
+    #[must_use]
+    pub fn is_full(self) -> bool {
+        match self {
+            AppendError::Full => true,
+            AppendError::Storage(kind) => is_full(kind),
+            AppendError::NotReady | AppendError::TooLarge => false,
+        }
+    }
+}
+
+/// Whether an error of the storage says that there is no room.
+pub(super) fn is_full(kind: io::ErrorKind) -> bool {
+    matches!(kind, io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
+/// What can be let go to make room.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Oldest {
+    /// The segment whose records are all below this number.
+    Below(Lsn),
+    /// Room is being made already, or was: wake the keeper and try again.
+    Coming,
+    /// There is nothing.
+    Nothing,
 }
 
 /// Why a record can't be read at a position.

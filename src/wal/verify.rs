@@ -1,5 +1,5 @@
 //! Owns the check of a whole directory: read-only, every byte that counts, also beside the
-//! process that holds it.
+//! process that holds it. Single segments are walked in `verify_segment`.
 //!
 //! Opening trusts seals; this doesn't: every segment is walked from end to end, and what its
 //! seal says is compared with what the walk met. The verdict on each position is the cursor's,
@@ -28,54 +28,30 @@ use std::io;
 use std::sync::Arc;
 
 /// Bytes that the walk asks for at once.
-const BUFFER_BYTES: usize = 1 << 20;
+pub(super) const BUFFER_BYTES: usize = 1 << 20;
 /// Looks at what a live pipeline may be rewriting, before it counts as bad.
-const LOOKS: usize = 5;
-
-/// A bad range, and the good records around it.
-struct Bad {
-    from: u64,
-    to: u64,
-    lost: u64,
-    lsn_before: Option<u64>,
-    lsn_after: Option<u64>,
-}
-
-/// What a walk found in one segment.
-#[derive(Default)]
-struct Walked {
-    records: u64,
-    first_lsn: Option<u64>,
-    last_lsn: Option<u64>,
-    next_frame: u64,
-    by_local: Vec<u64>,
-    names: Vec<Option<TopicId>>,
-    bad: Vec<Bad>,
-    /// Bytes behind the last frame that are no frame.
-    tail: Option<(u64, u64)>,
-    ended_by_seal: bool,
-}
+pub(super) const LOOKS: usize = 5;
 
 /// A segment that could be walked, for what holds between segments.
-struct Link {
-    file: String,
-    number: u64,
-    directory_id: u64,
-    first_frame: u64,
-    next_frame: u64,
-    first_lsn: Option<u64>,
-    last_lsn: Option<u64>,
+pub(super) struct Link {
+    pub file: String,
+    pub number: u64,
+    pub directory_id: u64,
+    pub first_frame: u64,
+    pub next_frame: u64,
+    pub first_lsn: Option<u64>,
+    pub last_lsn: Option<u64>,
 }
 
-struct Verifier<'a> {
-    storage: &'a dyn Storage,
-    progress: &'a mut dyn FnMut(u64),
-    table: Arc<TopicTable>,
-    done_bytes: u64,
+pub(super) struct Verifier<'a> {
+    pub storage: &'a dyn Storage,
+    pub progress: &'a mut dyn FnMut(u64),
+    pub table: Arc<TopicTable>,
+    pub done_bytes: u64,
     /// Names in quarantine: what is there is known.
-    quarantined: BTreeSet<String>,
-    watermark: u64,
-    to: Verification,
+    pub quarantined: BTreeSet<String>,
+    pub watermark: u64,
+    pub to: Verification,
 }
 
 /// Bytes of all segments of a directory: what a verification will have walked at its end.
@@ -91,10 +67,7 @@ pub fn bytes_to_verify(storage: &dyn Storage) -> io::Result<u64> {
 }
 
 /// Checks everything. `progress` is told the bytes walked so far.
-pub fn verify(
-    storage: &dyn Storage,
-    progress: &mut dyn FnMut(u64),
-) -> io::Result<Verification> {
+pub fn verify(storage: &dyn Storage, progress: &mut dyn FnMut(u64)) -> io::Result<Verification> {
     let mut v = Verifier {
         storage,
         progress,
@@ -115,7 +88,7 @@ pub fn verify(
     Ok(v.to)
 }
 
-fn numbers(storage: &dyn Storage, kind: SegmentKind) -> io::Result<Vec<u64>> {
+pub(super) fn numbers(storage: &dyn Storage, kind: SegmentKind) -> io::Result<Vec<u64>> {
     let dir = match kind {
         SegmentKind::Main => "",
         SegmentKind::SetAside => SET_ASIDE_DIR,
@@ -136,11 +109,11 @@ pub(super) fn loss_name(number: u64, from_frame: u64, to_frame: u64) -> String {
 }
 
 impl Verifier<'_> {
-    fn note(&mut self, verdict: &'static str, file: Option<&str>, says: String) {
+    pub(super) fn note(&mut self, verdict: &'static str, file: Option<&str>, says: String) {
         self.to.findings.push(Finding::whole(Weight::Note, verdict, file, says));
     }
 
-    fn damage(&mut self, verdict: &'static str, file: Option<&str>, says: String) {
+    pub(super) fn damage(&mut self, verdict: &'static str, file: Option<&str>, says: String) {
         self.to.findings.push(Finding::whole(Weight::Damage, verdict, file, says));
     }
 
@@ -177,7 +150,8 @@ impl Verifier<'_> {
                 let says = "torn; the other slot holds".to_owned();
                 self.note("checkpoint", Some(name), says);
             } else if is_bad {
-                let says = "bad, and no other slot holds: records that are final will be sent again";
+                let says =
+                    "bad, and no other slot holds: records that are final will be sent again";
                 self.damage("checkpoint", Some(name), says.to_owned());
             }
         }
@@ -208,299 +182,15 @@ impl Verifier<'_> {
                 let says = "bad: a segment that is missing would not be noticed".to_owned();
                 self.damage("manifest", Some("manifest"), says);
             }
-            (None, false) if numbers(self.storage, SegmentKind::Main).is_ok_and(|n| n.len() > 1) => {
+            (None, false)
+                if numbers(self.storage, SegmentKind::Main).is_ok_and(|n| n.len() > 1) =>
+            {
                 let says = "not there: a segment that is missing would not be noticed".to_owned();
                 self.note("manifest", Some("manifest"), says);
             }
             _ => {}
         }
         manifest
-    }
-
-    fn segments(&mut self, kind: SegmentKind) -> io::Result<Vec<Link>> {
-        let mut links = Vec::new();
-        for number in numbers(self.storage, kind)? {
-            let name = segment_name(kind, number);
-            match self.segment(kind, number, &name) {
-                Ok(link) => links.extend(link),
-                // Trimmed meanwhile.
-                Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-                Err(e) => self.damage("unreadable", Some(&name), e.to_string()),
-            }
-        }
-        Ok(links)
-    }
-
-    fn segment(&mut self, kind: SegmentKind, number: u64, name: &str) -> io::Result<Option<Link>> {
-        let file = self.storage.open(name)?;
-        let len = file.len()?;
-        self.to.segments += 1;
-        self.to.bytes += len;
-        let before = self.done_bytes;
-        let link = self.look(kind, number, name, &file, len);
-        self.done_bytes = before + len;
-        (self.progress)(self.done_bytes);
-        link
-    }
-
-    fn look(
-        &mut self,
-        kind: SegmentKind,
-        number: u64,
-        name: &str,
-        file: &Arc<dyn StorageFile>,
-        len: u64,
-    ) -> io::Result<Option<Link>> {
-        let mut area = [0; HEADER_AREA_BYTES as usize];
-        let read = file.read_at(0, &mut area)?;
-        let header = match SegmentHeader::judge(&area[..read]) {
-            HeaderVerdict::Good(header) if header.number == number && header.kind == kind => header,
-            HeaderVerdict::Good(header) => {
-                let says = format!("its header names segment {:016x}", header.number);
-                self.damage("foreign", Some(name), says);
-                return Ok(None);
-            }
-            HeaderVerdict::Newer(version) => {
-                let says = format!("format version {version}, newer than this program; not checked");
-                self.note("newer_version", Some(name), says);
-                return Ok(None);
-            }
-            // Prepared and never used.
-            HeaderVerdict::Unused if is_zero(&**file, 0, len)? => return Ok(None),
-            HeaderVerdict::Unused => {
-                let says = "its header was never written: a beginning that a crash cut off".to_owned();
-                self.note("unfinished", Some(name), says);
-                return Ok(None);
-            }
-            HeaderVerdict::Bad if is_zero(&**file, HEADER_AREA_BYTES, len)? => {
-                let says = "its header was cut off, and no frame follows".to_owned();
-                self.note("unfinished", Some(name), says);
-                return Ok(None);
-            }
-            HeaderVerdict::Bad => {
-                let says = "its header is damaged: nothing in it can be read".to_owned();
-                self.damage("header", Some(name), says);
-                return Ok(None);
-            }
-        };
-        if SegmentHeader::copies_good(&area[..read]) < 2 {
-            let says = "one of the two copies of its header is bad; the other serves".to_owned();
-            self.note("header_copy", Some(name), says);
-        }
-        let locator = Locator::find(&area[..read], header.salt);
-        if locator.is_some() && Locator::copies_good(&area[..read], header.salt) < 2 {
-            let says = "one of the two copies of its seal locator is bad; the other serves";
-            self.note("locator_copy", Some(name), says.to_owned());
-        }
-        let seal = match locator {
-            Some(l) => read_seal(&**file, &header, l.offset, l.length)?,
-            None => None,
-        };
-        let mut walked = self.walk(&header, file, len, seal.as_ref())?;
-        for _ in 1..LOOKS {
-            // It may be written right now: what is bad for a moment is whole at the next look.
-            if locator.is_some() || walked.bad.is_empty() {
-                break;
-            }
-            let ranges: Vec<(u64, u64)> = walked.bad.iter().map(|b| (b.from, b.to)).collect();
-            walked = self.walk(&header, file, len, None)?;
-            if walked.bad.iter().map(|b| (b.from, b.to)).eq(ranges) {
-                break;
-            }
-        }
-        let damaged = !walked.bad.is_empty();
-        self.ranges(&header, name, &walked);
-        match (&seal, locator) {
-            (Some(seal), Some(l)) => {
-                self.seal_against_walk(name, &header, seal, &walked, damaged);
-                walked.next_frame = walked.next_frame.max(l.next_frame);
-                walked.last_lsn = walked.last_lsn.max((seal.records > 0).then_some(seal.last_lsn));
-            }
-            (None, Some(l)) => {
-                self.cut(&header, name, &walked, l);
-                walked.next_frame = walked.next_frame.max(l.next_frame);
-                walked.last_lsn = walked.last_lsn.max(Some(l.last_lsn));
-            }
-            (_, None) => {
-                if let Some((from, to)) = walked.tail {
-                    let says = format!(
-                        "{} bytes behind its last frame are no frame: an append that isn't finished, that a crash cut off, or an unsynced tail",
-                        to - from
-                    );
-                    let mut finding = Finding::whole(Weight::Note, "tail", Some(name), says);
-                    (finding.from, finding.to) = (Some(from), Some(to));
-                    finding.lsn_before = walked.last_lsn;
-                    self.to.findings.push(finding);
-                }
-            }
-        }
-        match kind {
-            SegmentKind::Main => self.to.records += walked.records,
-            SegmentKind::SetAside => self.to.set_aside_records += walked.records,
-        }
-        Ok(Some(Link {
-            file: name.to_owned(),
-            number,
-            directory_id: header.directory_id,
-            first_frame: header.first_frame,
-            next_frame: walked.next_frame,
-            first_lsn: walked.first_lsn,
-            last_lsn: walked.last_lsn,
-        }))
-    }
-
-    fn walk(
-        &mut self,
-        header: &SegmentHeader,
-        file: &Arc<dyn StorageFile>,
-        len: u64,
-        seal: Option<&Seal>,
-    ) -> io::Result<Walked> {
-        let mut cursor =
-            Cursor::new(file.clone(), *header, len, self.table.clone(), BUFFER_BYTES);
-        if let Some(seal) = seal {
-            // As a reader does: a damaged topic entry costs no record where the seal has it.
-            cursor.topics = intern_all(seal, &self.table);
-        }
-        let mut w = Walked::default();
-        let mut told = 0;
-        loop {
-            match cursor.next()? {
-                Found::Frame(_, frame) if frame.is_record() => {
-                    for bad in w.bad.iter_mut().rev().take_while(|b| b.lsn_after.is_none()) {
-                        bad.lsn_after = Some(frame.lsn);
-                    }
-                    w.records += 1;
-                    w.first_lsn = Some(w.first_lsn.map_or(frame.lsn, |n| n.min(frame.lsn)));
-                    w.last_lsn = Some(w.last_lsn.map_or(frame.lsn, |n| n.max(frame.lsn)));
-                    let local = frame.topic as usize;
-                    if w.by_local.len() <= local {
-                        w.by_local.resize(local + 1, 0);
-                    }
-                    w.by_local[local] += 1;
-                }
-                Found::Frame(_, frame) => {
-                    w.ended_by_seal |= frame.kind == super::format::FrameKind::Seal;
-                }
-                Found::Bad { from, to, lost, .. } => w.bad.push(Bad {
-                    from,
-                    to,
-                    lost: lost.unwrap_or(0),
-                    lsn_before: w.last_lsn,
-                    lsn_after: None,
-                }),
-                Found::End { from, to, .. } => {
-                    w.tail = (to > from).then_some((from, to));
-                    break;
-                }
-            }
-            if cursor.pos - told >= BUFFER_BYTES as u64 {
-                told = cursor.pos;
-                (self.progress)(self.done_bytes + told);
-            }
-        }
-        w.next_frame = cursor.expect.unwrap_or(header.first_frame);
-        w.names = cursor.topics;
-        Ok(w)
-    }
-
-    /// Each bad range: damage, or known when its copy lies in quarantine.
-    fn ranges(&mut self, header: &SegmentHeader, name: &str, walked: &Walked) {
-        for bad in &walked.bad {
-            let range = BadRange { number: header.number, from: bad.from, to: bad.to };
-            let known = self.quarantined.contains(&quarantine_name(&range, "bad"));
-            let records = if bad.lost == 1 { "record" } else { "records" };
-            let mut says = format!("{} bytes are no frame and cost {} {records}", bad.to - bad.from, bad.lost);
-            if known {
-                says.push_str("; known: a copy is in quarantine");
-            }
-            self.to.findings.push(Finding {
-                weight: if known { Weight::Known } else { Weight::Damage },
-                verdict: "bad",
-                file: Some(name.to_owned()),
-                from: Some(bad.from),
-                to: Some(bad.to),
-                lsn_before: bad.lsn_before,
-                lsn_after: bad.lsn_after,
-                records_lost: bad.lost,
-                is_final: bad.lsn_after.is_some_and(|n| n <= self.watermark),
-                says,
-            });
-        }
-    }
-
-    fn seal_against_walk(
-        &mut self,
-        name: &str,
-        header: &SegmentHeader,
-        seal: &Seal,
-        walked: &Walked,
-        damaged: bool,
-    ) {
-        let mut says = Vec::new();
-        let lost: u64 = walked.bad.iter().map(|b| b.lost).sum();
-        let walked_records = walked.records + lost;
-        if seal.records != walked_records || seal.next_frame != header.first_frame + seal.records {
-            says.push(format!("the seal counts {} records, the walk {walked_records}", seal.records));
-        }
-        if !walked.ended_by_seal {
-            says.push("the walk doesn't end at the seal".to_owned());
-        }
-        let lsns = (walked.first_lsn.unwrap_or(0), walked.last_lsn.unwrap_or(0));
-        if !damaged && (seal.first_lsn, seal.last_lsn) != lsns {
-            says.push(format!(
-                "the seal says LSNs {} to {}, the walk {} to {}",
-                seal.first_lsn, seal.last_lsn, lsns.0, lsns.1
-            ));
-        }
-        let mut by_name: BTreeMap<&str, (u64, u64)> = BTreeMap::new();
-        for (topic, records) in &seal.topics {
-            by_name.entry(topic).or_default().0 += records;
-        }
-        let names: Vec<_> =
-            walked.names.iter().map(|id| id.and_then(|id| self.table.name(id))).collect();
-        for (topic, records) in names.iter().zip(&walked.by_local) {
-            by_name.entry(topic.as_deref().unwrap_or("")).or_default().1 += records;
-        }
-        for (topic, (sealed, met)) in by_name {
-            if (!damaged && sealed != met) || met > sealed {
-                says.push(format!("topic {topic}: the seal counts {sealed} records, the walk {met}"));
-            }
-        }
-        if !says.is_empty() {
-            self.damage("seal", Some(name), says.join("; "));
-        }
-    }
-
-    /// A sealed segment without its seal: what the locator knows beyond the walk is lost.
-    fn cut(&mut self, header: &SegmentHeader, name: &str, walked: &Walked, locator: Locator) {
-        let lost = locator.next_frame.saturating_sub(walked.next_frame);
-        let known = self.quarantined.contains(&loss_name(
-            header.number,
-            walked.next_frame,
-            locator.next_frame,
-        ));
-        let mut says = format!("its seal is damaged or cut off; {lost} records at its end are lost");
-        if known {
-            says.push_str("; known: noted in quarantine");
-        }
-        self.to.findings.push(Finding {
-            weight: if known { Weight::Known } else { Weight::Damage },
-            verdict: "cut",
-            file: Some(name.to_owned()),
-            from: walked.tail.map(|t| t.0),
-            to: walked.tail.map(|t| t.1),
-            lsn_before: walked.last_lsn,
-            lsn_after: None,
-            records_lost: lost,
-            is_final: locator.last_lsn < self.watermark,
-            says,
-        });
-        self.to.losses.extend((!known).then_some((
-            header.number,
-            walked.next_frame,
-            locator.next_frame,
-        )));
     }
 
     /// Segments that the manifest names and that are neither there nor known to be gone.
@@ -521,17 +211,19 @@ impl Verifier<'_> {
             (!name.contains('-')).then(|| number_of(name)).flatten()
         });
         there.extend(apart);
-        let gone: Vec<u64> =
-            manifest.segments.iter().map(|(n, _)| *n).filter(|n| !there.contains(n)).collect();
+        let gone: Vec<(u64, u64)> =
+            manifest.segments.iter().filter(|(n, _)| !there.contains(n)).copied().collect();
         if gone.is_empty() {
             return Ok(());
         }
         // It may have been trimmed since: then a newer manifest doesn't name it.
         let newer = Manifest::read(self.storage);
-        for number in gone {
+        for (number, kind) in gone {
+            let main = kind == SegmentKind::Main as u64;
+            let kind = if main { SegmentKind::Main } else { SegmentKind::SetAside };
             if newer.as_ref().is_some_and(|m| m.segments.iter().any(|(n, _)| *n == number)) {
                 let says = "named by the manifest, not in the directory".to_owned();
-                self.damage("missing", Some(&format!("{number:016x}.wal")), says);
+                self.damage("missing", Some(&segment_name(kind, number)), says);
             }
         }
         Ok(())
@@ -634,9 +326,14 @@ impl Verifier<'_> {
         let mut names = self.storage.list("")?;
         names.sort_unstable();
         for name in names {
-            let is_segment = name.len() == 20 && name.ends_with(".wal") && number_of(&name).is_some();
+            let is_segment =
+                name.len() == 20 && name.ends_with(".wal") && number_of(&name).is_some();
             if !is_segment && !ours.contains(&name.as_str()) && name != Replayed::FILE_NEW {
-                self.note("other_file", Some(&name), "not a file of the log; left alone".to_owned());
+                self.note(
+                    "other_file",
+                    Some(&name),
+                    "not a file of the log; left alone".to_owned(),
+                );
             }
         }
         Ok(())

@@ -10,6 +10,11 @@ pub fn of_bytes(total: u64) -> ProgressBar {
     bar(total, BYTES)
 }
 
+/// No bar: its lines would run into what goes to the terminal.
+pub fn hidden() -> ProgressBar {
+    ProgressBar::hidden()
+}
+
 /// A bar over records.
 pub fn of_records(total: u64) -> ProgressBar {
     bar(total, RECORDS)

@@ -2,9 +2,9 @@
 
 use super::bar;
 use crate::report::say;
-use forebay::inspect::{Directory, Item, Record};
+use forebay::inspect::{Directory, Item, Record, Segment};
 use serde_json::{Value, json};
-use std::io::{self, BufWriter, Write};
+use std::io::{self, BufWriter, IsTerminal, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 
@@ -75,7 +75,10 @@ pub fn write_records(directory: &Directory, args: &Args) -> io::Result<bool> {
     let mut failed = Ok(());
     let (mut damaged, mut unreadable) = (0, 0);
     let segments = directory.segments()?;
-    let bar = bar::of_bytes(segments.iter().map(|s| s.bytes()).sum());
+    let bar = match &args.output {
+        None if io::stdout().is_terminal() => bar::hidden(),
+        _ => bar::of_bytes(segments.iter().map(Segment::bytes).sum()),
+    };
     for segment in segments {
         bar.inc(segment.bytes());
         if (args.set_aside && !segment.is_set_aside())

@@ -248,7 +248,11 @@ impl Listing {
             writeln!(out, "{:>12} {:>12}  {}", topic.records, topic.not_final, topic.topic)?;
         }
         if !self.set_aside.is_empty() {
-            writeln!(out, "\n{:>12} {:>6} {:>8} {:>8}  reason, topic", "set aside", "code", "oldest", "newest")?;
+            writeln!(
+                out,
+                "\n{:>12} {:>6} {:>8} {:>8}  reason, topic",
+                "set aside", "code", "oldest", "newest"
+            )?;
         }
         for row in &self.set_aside {
             let (oldest, newest) = (age(row.oldest_unix_ms), age(row.newest_unix_ms));

@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 /// How long a connected cluster may not know the topics.
-const TOPIC_GRACE: Duration = Duration::from_secs(15);
+const TOPIC_GRACE: Duration = Duration::from_secs(10);
 /// After this long without a broker, it says so.
 const SAY_SO: Duration = Duration::from_secs(5);
 const LANE_BYTES: usize = 16 << 20;
@@ -146,7 +146,11 @@ fn targets(args: &Args, redrive: &Redrive) -> Vec<String> {
     }
     let waiting: Vec<&str> = redrive.backlog().iter().map(|(topic, _)| topic.as_str()).collect();
     if args.topic.is_empty() {
-        return if args.set_aside { Vec::new() } else { waiting.iter().map(|t| (*t).to_owned()).collect() };
+        return if args.set_aside {
+            Vec::new()
+        } else {
+            waiting.iter().map(|t| (*t).to_owned()).collect()
+        };
     }
     for topic in args.topic.iter().filter(|t| !args.set_aside && !waiting.contains(&t.as_str())) {
         say(format_args!("no record of topic {topic} waits there"));
@@ -237,7 +241,10 @@ fn tell(
         wrong(format_args!("{} records were damaged and are lost", outcome.lost));
     }
     if outcome.set_aside > 0 {
-        wrong(format_args!("{} records were refused by Kafka and are set aside", outcome.set_aside));
+        wrong(format_args!(
+            "{} records were refused by Kafka and are set aside",
+            outcome.set_aside
+        ));
     }
     if outcome.unaccounted() != 0 {
         let by = outcome.unaccounted();

@@ -40,11 +40,8 @@ pub fn run(args: &Args) -> Result<ExitCode, Box<dyn Error>> {
         }
     };
     let mut out = io::stdout().lock();
-    let written = if args.json {
-        writeln!(out, "{}", to_json(&found))
-    } else {
-        print(&mut out, &found)
-    };
+    let written =
+        if args.json { writeln!(out, "{}", to_json(&found)) } else { print(&mut out, &found) };
     match written.and_then(|()| out.flush()) {
         Err(e) if e.kind() != io::ErrorKind::BrokenPipe => return Err(e.into()),
         _ => {}

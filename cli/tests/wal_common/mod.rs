@@ -78,7 +78,8 @@ fn send(pipeline: &Pipeline, topics: &[String], n: u64) {
 pub fn fill(dir: &Path, topics: &[String], records: u64) {
     let sink = MemorySink::new();
     sink.handle().refuse();
-    let pipeline = Pipeline::builder().wal_dir(dir).segment_bytes(2 << 20).sink(sink).open().unwrap();
+    let pipeline =
+        Pipeline::builder().wal_dir(dir).segment_bytes(2 << 20).sink(sink).open().unwrap();
     for n in 0..records {
         send(&pipeline, topics, n);
     }

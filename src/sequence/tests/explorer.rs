@@ -157,6 +157,7 @@ fn plan(script: &str, span: usize, journal: Journal) -> Plan {
         crashes: 1,
         rebuilds: 0,
         transients: 0,
+        drops: 0,
         hiccups: false,
     }
 }
@@ -194,6 +195,16 @@ fn a_busy_sink_and_a_reader_given_up() {
 fn a_record_that_nobody_takes() {
     let p = Plan { rebuilds: 1, ..plan("a0 a0! a0", 2, Journal::Spill) };
     holds("poison, rebuild and crash", &p);
+}
+
+#[test]
+fn a_log_that_lets_go_of_its_oldest() {
+    holds("drops", &Plan { drops: 2, crashes: 0, ..plan("a0 a1 a0 b0", 2, Journal::Spill) });
+    holds("drops and crash", &Plan { drops: 1, ..plan("a0 a1 a0", 2, Journal::Spill) });
+    let p = Plan { drops: 1, rebuilds: 1, crashes: 0, ..plan("a0 a0! a0", 2, Journal::Spill) };
+    holds("drops, poison and rebuild", &p);
+    let p = Plan { drops: 1, hiccups: true, crashes: 0, ..plan("a0 a1 a0", 2, Journal::First) };
+    holds("drops and hiccups, log first", &p);
 }
 
 #[test]

@@ -2,7 +2,9 @@
 //! brokers, and what is true of each record by the world's own count.
 
 use super::super::cursors::Broken;
-use super::super::{Backlog, End, Journal, Limits, Next, Popped, Sequence, Source, Verdict};
+use super::super::{
+    Backlog, End, Finished, Journal, Limits, Next, Popped, Sequence, Source, Verdict,
+};
 use crate::record::{LogPosition, Lsn, TopicId};
 use crate::report::{Opaque, Outcome, Reason, Scope};
 use crate::sim::brokers::{Brokers, Refusal};
@@ -27,6 +29,8 @@ pub(super) struct Plan {
     pub(super) crashes: u8,
     pub(super) rebuilds: u8,
     pub(super) transients: u8,
+    /// Times that the log lets go of its oldest frames to make room.
+    pub(super) drops: u8,
     /// The sink may be busy after the sequence was asked; the reader may be given up.
     pub(super) hiccups: bool,
 }
@@ -46,6 +50,8 @@ pub(super) enum Step {
     Report(usize),
     LateAppend(usize, usize),
     SetAside,
+    /// The log is full: so many of its oldest frames go.
+    Drop(usize),
     /// The reader of the backlog is given up; the next one starts where the sequence says.
     DropReader,
     Rebuild,
@@ -61,6 +67,7 @@ enum Where {
     Log,
     Delivered,
     SetAside,
+    Dropped,
 }
 
 #[derive(Clone, Debug)]
@@ -71,6 +78,8 @@ pub(super) struct World {
     /// Frames of the arena and what lies in them.
     arena: Vec<Option<Id>>,
     log: Vec<(Lsn, Id)>,
+    /// Frames before this one are gone.
+    log_from: usize,
     reader: Option<usize>,
     watermark: Lsn,
     parked: Vec<(Opaque, Id)>,
@@ -83,6 +92,7 @@ pub(super) struct World {
     crashes: u8,
     rebuilds: u8,
     transients: u8,
+    drops: u8,
 }
 
 /// What decides the future: records that are final and frames below the watermark don't.
@@ -91,7 +101,7 @@ impl Hash for World {
         self.seq.canonical(|frame| self.arena[frame as usize], to);
         self.brokers.hash(to);
         self.checker.hash(to);
-        (self.crashes, self.rebuilds, self.transients, self.run).hash(to);
+        (self.crashes, self.rebuilds, self.transients, self.drops, self.run).hash(to);
         for (_, id) in &self.parked {
             id.hash(to);
         }
@@ -104,8 +114,12 @@ impl Hash for World {
         if self.crashes > 0 {
             // Only a crash reads the log from the watermark; what isn't final is hashed above.
             self.watermark.hash(to);
-            let kept = self.log.iter().filter(|(lsn, _)| *lsn >= self.watermark);
+            let there = &self.log[self.log_from..];
+            let kept = there.iter().filter(|(lsn, _)| *lsn >= self.watermark);
             kept.for_each(|frame| frame.hash(to));
+        }
+        if self.drops > 0 {
+            self.log[self.log_from..].hash(to);
         }
         let read = self.reader.map(|at| self.log.get(at).map(|(lsn, _)| *lsn));
         read.hash(to);
@@ -114,6 +128,16 @@ impl Hash for World {
 
 fn topic(send: &Send) -> TopicId {
     TopicId(u32::from(send.partition))
+}
+
+fn frame(plan: &Plan, at: usize, lsn: Lsn, id: Id) -> Backlog {
+    Backlog {
+        lsn,
+        position: LogPosition { segment: 0, offset: at as u64 },
+        topic: topic(&plan.sends[id as usize]),
+        bytes: 1,
+        receipt: u32::MAX,
+    }
 }
 
 fn first_lsn(run: u8) -> Lsn {
@@ -131,6 +155,7 @@ impl World {
             checker: Checker::new(plan.limits.journal == Journal::First),
             arena: vec![None; n],
             log: Vec::new(),
+            log_from: 0,
             reader: None,
             watermark: first_lsn(0),
             parked: Vec::new(),
@@ -143,6 +168,7 @@ impl World {
             crashes: plan.crashes,
             rebuilds: plan.rebuilds,
             transients: plan.transients,
+            drops: plan.drops,
         }
     }
 
@@ -183,6 +209,10 @@ impl World {
         steps.extend(self.brokers.late().map(|(i, p)| Step::LateAppend(i, p)));
         if !self.parked.is_empty() {
             steps.push(Step::SetAside);
+        }
+        if self.drops > 0 {
+            let there = self.log.len() - self.log_from;
+            steps.extend((1..=there.min(2)).map(Step::Drop));
         }
         if self.rebuilds > 0 || self.brokers.is_fatal() {
             steps.push(Step::Rebuild);
@@ -241,6 +271,7 @@ impl World {
             Step::Report(p) => self.report(p)?,
             Step::LateAppend(i, p) => self.brokers.append_late((i, p), &mut self.checker)?,
             Step::SetAside => self.set_aside()?,
+            Step::Drop(frames) => self.drop_oldest(plan, frames)?,
             Step::DropReader => self.reader = None,
             Step::Rebuild => self.rebuild(),
             Step::Crash(watermark) => {
@@ -274,7 +305,10 @@ impl World {
     fn bytes(&self, lsn: Lsn, source: Source<u8>) -> Result<Id, Violation> {
         let found = match source {
             Source::Memory(frame) => self.arena[frame as usize],
-            Source::Log(position) => self.log.get(position.offset as usize).map(|(_, id)| *id),
+            Source::Log(position) => {
+                let at = Some(position.offset as usize).filter(|at| *at >= self.log_from);
+                at.and_then(|at| self.log.get(at)).map(|(_, id)| *id)
+            }
         };
         match found {
             Some(id) if self.lsns[id as usize] == lsn => Ok(id),
@@ -298,20 +332,54 @@ impl World {
 
     fn read(&mut self, plan: &Plan) {
         let from = self.seq.backlog_from().map_or(self.log.len(), |p| p.offset as usize);
-        let at = self.reader.unwrap_or(from);
+        let at = self.reader.unwrap_or(from).max(self.log_from);
         let Some(&(lsn, id)) = self.log.get(at) else {
             self.reader = None;
             self.seq.caught_up();
             return;
         };
         self.reader = Some(at + 1);
-        self.seq.admit(Backlog {
-            lsn,
-            position: LogPosition { segment: 0, offset: at as u64 },
-            topic: topic(&plan.sends[id as usize]),
-            bytes: 1,
-            receipt: u32::MAX,
-        });
+        self.seq.admit(frame(plan, at, lsn, id));
+    }
+
+    /// As the flusher does it: what was admitted ends, the rest is read and ends.
+    fn drop_oldest(&mut self, plan: &Plan, frames: usize) -> Result<(), Violation> {
+        self.drops -= 1;
+        let to = self.log_from + frames;
+        let end = self.log[to - 1].0.next();
+        for finished in self.seq.drop_admitted(end, "full") {
+            self.dropped(finished)?;
+        }
+        while self.seq.produced() < end {
+            let Some(from) = self.seq.backlog_from() else { break };
+            let at = self.reader.unwrap_or(from.offset as usize).max(self.log_from);
+            let Some(&(lsn, id)) = self.log.get(at).filter(|(lsn, _)| *lsn < end) else {
+                self.reader = None;
+                break;
+            };
+            self.reader = Some(at + 1);
+            if let Some(finished) = self.seq.end_unread(frame(plan, at, lsn, id), End::Dropped("full")) {
+                self.dropped(finished)?;
+            }
+        }
+        self.seq.dropped_below(end);
+        self.log_from = to;
+        Ok(())
+    }
+
+    fn dropped(&mut self, finished: Finished) -> Result<(), Violation> {
+        let id = self.id_of(finished.lsn)?;
+        let stand = &mut self.stands[id as usize];
+        if *stand != Where::Log || finished.end != End::Dropped("full") {
+            return Err(format!(
+                "record {id} stands at {stand:?} and is called {:?}",
+                finished.end
+            ));
+        }
+        *stand = Where::Dropped;
+        self.parked.retain(|(_, parked)| *parked != id);
+        self.checker.refused(id);
+        Ok(())
     }
 
     fn reject(&mut self) -> Result<(), Violation> {
@@ -345,6 +413,8 @@ impl World {
 
     fn verdict(&mut self, opaque: Opaque, outcome: Outcome) -> Result<(), Violation> {
         match self.seq.reported(opaque, outcome) {
+            // What was dropped while the sink had it is reported to nobody.
+            Verdict::Stale if self.count(Where::Dropped) > 0 => Ok(()),
             Verdict::Stale => Err("a report of the live instance was called stale".into()),
             Verdict::Finished(finished) => {
                 let id = self.id_of(finished.lsn)?;
@@ -417,7 +487,7 @@ impl World {
         self.seq.broken = plan.broken;
         self.stands.fill(Where::Nowhere);
         let from = self.log.iter().position(|(lsn, _)| *lsn >= self.watermark);
-        let from = from.unwrap_or(self.log.len());
+        let from = from.unwrap_or(self.log.len()).max(self.log_from);
         let found = &self.log[from..];
         self.recovered = found.len() as u64;
         for p in 0..2 {
@@ -456,7 +526,7 @@ impl World {
             ("in_wal", books.in_wal(), self.count(Where::Log)),
             ("delivered", books.delivered(), self.count(Where::Delivered)),
             ("set_aside", books.set_aside(), self.count(Where::SetAside)),
-            ("dropped", books.dropped(), 0),
+            ("dropped", books.dropped(), self.count(Where::Dropped)),
         ];
         if let Some((name, books, truth)) = says.iter().find(|(_, books, truth)| books != truth) {
             return Err(format!("the books say {name} {books}, it is {truth}"));
@@ -480,7 +550,14 @@ impl World {
     /// Nothing is left to do but late appends, faults and bookkeeping.
     pub(super) fn is_quiet(steps: &[Step]) -> bool {
         steps.iter().all(|s| {
-            matches!(s, Step::LateAppend(..) | Step::Crash(_) | Step::Rebuild | Step::DropReader)
+            matches!(
+                s,
+                Step::LateAppend(..)
+                    | Step::Crash(_)
+                    | Step::Rebuild
+                    | Step::Drop(_)
+                    | Step::DropReader
+            )
         })
     }
 

@@ -90,6 +90,20 @@ impl MemoryFile {
         self.live.resize(len, 0);
     }
 
+    /// What isn't dirty is read as it is on disk.
+    pub(super) fn evict(&mut self) {
+        for at in (0..self.live.len()).step_by(SECTOR_BYTES) {
+            let sector = at / SECTOR_BYTES;
+            let owed = self.dirty.get(sector / 64).is_some_and(|w| w & (1 << (sector % 64)) != 0);
+            let to = (at + SECTOR_BYTES).min(self.live.len());
+            match self.durable.get(at..to) {
+                _ if owed => {}
+                Some(durable) => self.live[at..to].copy_from_slice(durable),
+                None => self.live[at..to].fill(0),
+            }
+        }
+    }
+
     /// A power cut: of what wasn't synced, what `coin` chooses.
     pub(super) fn cut_power(&mut self, mut coin: impl FnMut() -> bool) {
         let (synced, last) = (self.durable.len(), self.live.len());

@@ -237,29 +237,3 @@ fn a_failed_append_leaves_nothing_behind() {
         }
     }
 }
-
-#[test]
-fn a_failed_sync_is_never_believed() {
-    let storage = MemoryStorage::new();
-    let mut log = open(&storage, small());
-    append_helped(&mut log, 1);
-    log.keeper.sync_now().expect("synced");
-    assert_eq!(log.wal.synced_below(), Lsn(2));
-    append_helped(&mut log, 2);
-    storage.set_faults(Some(Box::new(|_, op| {
-        (op == StorageOp::Sync).then_some(io::ErrorKind::Other)
-    })));
-    log.keeper.sync_now().expect_err("fails");
-    storage.set_faults(None);
-    let before = append_helped(&mut log, 3);
-    log.keeper.sync_now().expect("the new segment syncs");
-    assert_eq!(log.wal.synced_below(), Lsn(2), "record 2 may be lost");
-    let segment = read_all(&log, Some(LogPosition::default()));
-    assert_eq!(segment.0, [1, 2, 3]);
-    log.wal.trim(Lsn(3));
-    log.keeper.step(1, None);
-    log.keeper.sync_now().expect("synced");
-    assert_eq!(log.wal.synced_below(), Lsn(4));
-    assert_eq!(log.wal.read_at(before).expect("there").lsn, Lsn(3));
-    assert_eq!(log.wal.stats().sync_failures, 1);
-}

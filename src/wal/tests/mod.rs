@@ -6,10 +6,12 @@
 mod crash;
 mod damage;
 mod directory;
+mod faults;
 mod files;
 mod golden;
 mod guard;
 mod log;
+mod repair;
 mod regress;
 mod stops;
 mod verdicts;
