@@ -173,12 +173,6 @@ impl Builder {
         self
     }
 
-    /// What happens when the log has no room. Default [`WalFull::Refuse`].
-    pub fn wal_full(mut self, policy: WalFull) -> Self {
-        self.config.wal_full = policy;
-        self
-    }
-
     /// Whether a handler for SIGBUS guards the log's own mappings. Default true. When the
     /// filesystem takes away a page that the log writes to (it was shut down, or is full and
     /// copies on write), the append fails and is counted, and the process lives. The handler is
@@ -186,6 +180,12 @@ impl Builder {
     /// Switch it off if the process must install its own without chaining.
     pub fn sigbus_guard(mut self, on: bool) -> Self {
         self.config.sigbus_guard = on;
+        self
+    }
+
+    /// What happens when the log has no room. Default [`WalFull::Refuse`].
+    pub fn wal_full(mut self, policy: WalFull) -> Self {
+        self.config.wal_full = policy;
         self
     }
 

@@ -49,8 +49,8 @@ pub(crate) struct Config {
     /// `None`: 64 MiB, less where the disk is small.
     pub(crate) segment_bytes: Option<usize>,
     pub(crate) wal_max_bytes: Option<u64>,
-    pub(crate) wal_full: WalFull,
     pub(crate) sigbus_guard: bool,
+    pub(crate) wal_full: WalFull,
     pub(crate) receipts_max: usize,
     pub(crate) stall_timeout: Duration,
     pub(crate) topic_grace: Duration,
@@ -79,8 +79,8 @@ impl Default for Config {
             lane_slots: 65_536,
             segment_bytes: None,
             wal_max_bytes: None,
-            wal_full: WalFull::Refuse,
             sigbus_guard: true,
+            wal_full: WalFull::Refuse,
             receipts_max: 65_536,
             stall_timeout: Duration::from_secs(60),
             topic_grace: Duration::from_secs(10),
@@ -112,8 +112,8 @@ impl fmt::Debug for Config {
             .field("lane_slots", &self.lane_slots)
             .field("segment_bytes", &self.segment_bytes)
             .field("wal_max_bytes", &self.wal_max_bytes)
-            .field("wal_full", &self.wal_full)
             .field("sigbus_guard", &self.sigbus_guard)
+            .field("wal_full", &self.wal_full)
             .field("receipts_max", &self.receipts_max)
             .field("stall_timeout", &self.stall_timeout)
             .field("topic_grace", &self.topic_grace)

@@ -13,6 +13,9 @@ use crate::sync::Ordering;
 use std::io;
 use std::sync::Arc;
 
+/// Full segments that wait for their sync before the flusher has to wait for the disk: each holds
+/// a mapping and a descriptor, and its pages can't be taken back.
+const RETIRED_MAX: usize = 16;
 /// Most bytes of one bad range that are copied at a time.
 const COPY_BYTES: u64 = 1 << 20;
 /// Names in a row that may be taken by something that isn't ours.
@@ -92,7 +95,8 @@ impl WalKeeper {
         self.quarantine(&mut report);
         let due = self
             .synced_at_ns
-            .is_none_or(|at| now_ns.saturating_sub(at) >= self.common.options.sync_interval_ns);
+            .is_none_or(|at| now_ns.saturating_sub(at) >= self.common.options.sync_interval_ns)
+            || self.common.state.lock().retired.len() >= RETIRED_MAX;
         if due {
             self.synced_at_ns = Some(now_ns);
             let failures = self.common.sync_failures.load(Ordering::Relaxed);
@@ -160,7 +164,9 @@ impl WalKeeper {
             if files.len() > 0 && self.common.options.segments_ahead_max > 1 {
                 // The flusher goes on filling segments meanwhile. What fails here is tried
                 // again, and told, by the next turn.
-                let _ = self.prepare_ahead(SegmentKind::Main);
+                if self.common.state.lock().retired.len() < RETIRED_MAX {
+                    let _ = self.prepare(SegmentKind::Main);
+                }
             }
         }
         for (kind, number) in std::mem::take(&mut self.recovered) {

@@ -237,3 +237,27 @@ fn a_failed_append_leaves_nothing_behind() {
         }
     }
 }
+
+#[test]
+fn what_waits_for_a_sync_stays_bounded() {
+    let storage = MemoryStorage::new();
+    let mut log = open(&storage, WalOptions { segments_ahead_max: 4, ..small() });
+    // The first step's sync is behind us, and none is due any more.
+    log.keeper.step(0, None);
+    let (mut n, mut most) = (0, 0);
+    while log.wal.stats().segments < 100 {
+        n += 1;
+        loop {
+            match append(&mut log, n) {
+                Ok(_) => break,
+                Err(AppendError::NotReady) => {
+                    log.keeper.step(1, None);
+                }
+                Err(e) => panic!("record {n}: {e}"),
+            }
+        }
+        most = most.max(log.wal.common.state.lock().retired.len());
+    }
+    println!("{n} records over 100 segments, at most {most} waiting for a sync");
+    assert!((2..=24).contains(&most), "{most}");
+}
