@@ -271,6 +271,12 @@ impl Recoverer<'_> {
         let read = file.read_at(0, &mut area)?;
         match SegmentHeader::judge(&area[..read]) {
             HeaderVerdict::Good(header) if header.number == number && header.kind == kind => {
+                // An empty file of the other kind may have its number, but not its segment's fate.
+                if let Some(at) = self.trimmed.iter().position(|n| *n == number) {
+                    self.trimmed.remove(at);
+                    self.zeroed.retain(|n| *n != number);
+                    let _ = self.storage.unlink(&segment_name(SegmentKind::Main, number));
+                }
                 self.live.insert(number, (kind, len));
                 self.next_number = self.next_number.max(number + 1);
                 return Ok(Some(header));
@@ -283,6 +289,10 @@ impl Recoverer<'_> {
                     "foreign",
                     &format!("its header says that it is {itself}: a copy, or renamed"),
                 );
+            }
+            HeaderVerdict::Unused if self.live.contains_key(&number) && is_zero(&*file, 0, len)? => {
+                // The number is another segment's: nothing is done under it.
+                let _ = self.storage.unlink(&name);
             }
             HeaderVerdict::Unused if is_zero(&*file, 0, len)? => {
                 // Prepared and never used, or an empty file: there is nothing to keep. Its

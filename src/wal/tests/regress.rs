@@ -140,3 +140,47 @@ fn absurd_numbers_under_a_good_checksum_are_damage() {
         append_helped(&mut open, 3);
     }
 }
+
+/// An empty file among the dead letters that has the number of a segment of the log: removing
+/// it doesn't remove the segment.
+#[test]
+fn an_unused_file_under_another_segments_number_costs_nothing() {
+    for bytes in [vec![], vec![0; 4096]] {
+        let storage = MemoryStorage::new();
+        let mut log = open(&storage, small());
+        let at = append_helped(&mut log, 1);
+        drop(log);
+        storage.put(&segment_name(SegmentKind::SetAside, at.segment), &bytes);
+        for _ in 0..3 {
+            let (mut open, lsns, lost) = reopen_and_read(&storage);
+            assert_eq!((lsns, lost), (vec![1], 0));
+            open.keeper.step(0, None);
+            open.keeper.step(1, None);
+        }
+    }
+}
+
+/// The other way round: an empty file of the log under a dead letters' segment's number.
+#[test]
+fn an_unused_file_under_a_set_aside_segments_number_costs_nothing() {
+    let storage = MemoryStorage::new();
+    let mut log = open(&storage, small());
+    let (topic, partition, shape, body) = parts(1);
+    let topic = topic_of(&log, topic);
+    let record = RecordView { topic, partition, timestamp_ms: 1, shape, body: &body };
+    let at = loop {
+        match log.wal.set_aside(Lsn(1), &record, "why", 1, 2) {
+            Err(AppendError::NotReady) => drop(log.keeper.step(0, None)),
+            done => break done.expect("set aside"),
+        }
+    };
+    drop(log);
+    let name = segment_name(SegmentKind::SetAside, at.segment);
+    storage.put(&segment_name(SegmentKind::Main, at.segment), &[0; 4096]);
+    for _ in 0..3 {
+        let (mut open, ..) = reopen_and_read(&storage);
+        open.keeper.step(0, None);
+        open.keeper.step(1, None);
+        assert!(storage.names().contains(&name), "{:?}", storage.names());
+    }
+}
