@@ -187,7 +187,7 @@ fn a_stop_in_the_middle_keeps_the_rest() {
     let topics = three_topics(kafka, "stop");
     let dir = private_dir();
     fill(dir.path(), &topics, RECORDS);
-    let running = Running::start(replay(kafka, &["--rate", "5000"], dir.path())).unwrap();
+    let running = Running::start(replay(kafka, &["--rate", "2000"], dir.path())).unwrap();
     wait_for(kafka, &topics, 2_000);
     running.interrupt();
     let ended = running.wait(LIMIT);
@@ -211,7 +211,7 @@ fn killed_in_the_middle_it_loses_nothing() {
         let topics = three_topics(kafka, "kill");
         let dir = private_dir();
         fill(dir.path(), &topics, RECORDS);
-        let mut args = vec!["--rate", "5000"];
+        let mut args = vec!["--rate", "2000"];
         if selected {
             args.extend(["--topic", &topics[0], "--topic", &topics[2]]);
         }
@@ -231,7 +231,7 @@ fn killed_in_the_middle_it_loses_nothing() {
             let records = kafka.oracle().read(topic).unwrap();
             twice += audit(&records, (0..RECORDS).filter(|n| n % 3 == i)).1;
         }
-        let bound = kills * (ON_ITS_WAY + 5_000 * 2 / 5);
+        let bound = kills * (ON_ITS_WAY + 2_000 * 2 / 5);
         say(&format!(
             "wal replay, {kills} kills (selected: {selected}): {twice} twice (bound {bound}); {json}"
         ));

@@ -277,7 +277,7 @@ impl CheckpointWriter {
 
 /// Puts a new file under a name; when it returns, file and name are durable. Every try begins
 /// with a new file, so that no failed sync is ever repeated.
-fn replace(storage: &dyn Storage, name: &str, bytes: &[u8]) -> io::Result<Arc<dyn StorageFile>> {
+pub(super) fn replace(storage: &dyn Storage, name: &str, bytes: &[u8]) -> io::Result<Arc<dyn StorageFile>> {
     let new = format!("{name}.new");
     match storage.unlink(&new) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),

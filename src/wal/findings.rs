@@ -32,7 +32,8 @@ pub struct Finding {
     pub weight: Weight,
     /// A short stable name: `bad`, `cut`, `gap`, `missing`, `seal`, `header`, `foreign`,
     /// `unreadable`, `checkpoint`, `manifest`, `replayed`; of notes `tail`, `unfinished`,
-    /// `newer_version`, `header_copy`, `locator_copy`, `checkpoint`, `manifest`, `other_file`.
+    /// `newer_version`, `header_copy`, `locator_copy`, `checkpoint`, `manifest`, `rewrite`,
+    /// `other_file`.
     pub verdict: &'static str,
     /// The file, relative to the directory.
     pub file: Option<String>,

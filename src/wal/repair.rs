@@ -15,7 +15,7 @@
 //! Each step is whole or not done, and done again it changes nothing: a crash in the middle is
 //! mended by another repair, or by opening.
 
-use super::checkpoint::{Manifest, SLOTS};
+use super::checkpoint::{Manifest, SLOTS, replace};
 use super::findings::{Finding, Verification, Weight};
 use super::format::{NEWER_DIR, QUARANTINE_DIR, SegmentKind, number_of};
 use super::keeper::{quarantine_name, quarantine_range};
@@ -172,11 +172,5 @@ pub fn repair(
 
 /// Leaves a text in quarantine, durable.
 fn note(storage: &dyn Storage, name: &str, text: &str) -> io::Result<()> {
-    let part = format!("{QUARANTINE_DIR}/{name}.part");
-    let file = storage.open_or_create(&part)?;
-    file.truncate(0)?;
-    file.write_at(0, text.as_bytes())?;
-    file.sync()?;
-    storage.rename(&part, &format!("{QUARANTINE_DIR}/{name}"))?;
-    storage.sync_dir()
+    replace(storage, &format!("{QUARANTINE_DIR}/{name}"), text.as_bytes()).map(drop)
 }

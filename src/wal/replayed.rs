@@ -14,7 +14,7 @@
 //! | 24 | 8 | directory id |
 //! | 32 | | for each topic: LSN (8), name length (2), name: its records below that LSN are final |
 
-use super::checkpoint::{finish, read_whole, verified};
+use super::checkpoint::{finish, read_whole, replace, verified};
 use super::format::{get_u16, get_u32, get_u64, put};
 use super::storage::Storage;
 use std::collections::BTreeMap;
@@ -33,7 +33,6 @@ pub struct Replayed {
 
 impl Replayed {
     pub(super) const FILE: &str = "replayed";
-    pub(super) const FILE_NEW: &str = "replayed.new";
 
     fn encode(&self) -> Vec<u8> {
         let mut b = vec![0; FIXED_BYTES];
@@ -84,12 +83,7 @@ impl Replayed {
     /// # Errors
     /// What the storage says; the old one still holds.
     pub fn store(&self, storage: &dyn Storage) -> io::Result<()> {
-        let file = storage.open_or_create(Self::FILE_NEW)?;
-        file.truncate(0)?;
-        file.write_at(0, &self.encode())?;
-        file.sync()?;
-        storage.rename(Self::FILE_NEW, Self::FILE)?;
-        storage.sync_dir()
+        replace(storage, Self::FILE, &self.encode()).map(drop)
     }
 
     /// Takes the file away, once the watermark says as much.

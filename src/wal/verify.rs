@@ -317,18 +317,20 @@ impl Verifier<'_> {
     }
 
     fn other_files(&mut self) -> io::Result<()> {
-        let ours = ["LOCK", "manifest", "manifest.new", SLOTS[0], SLOTS[1], Replayed::FILE];
+        let ours = ["LOCK", "manifest", SLOTS[0], SLOTS[1], Replayed::FILE];
         let mut names = self.storage.list("")?;
         names.sort_unstable();
         for name in names {
+            // A file takes another's place under this name.
+            let stem = name.strip_suffix(".new").unwrap_or(&name);
             let is_segment =
-                name.len() == 20 && name.ends_with(".wal") && number_of(&name).is_some();
-            if !is_segment && !ours.contains(&name.as_str()) && name != Replayed::FILE_NEW {
-                self.note(
-                    "other_file",
-                    Some(&name),
-                    "not a file of the log; left alone".to_owned(),
-                );
+                stem.len() == 20 && stem.ends_with(".wal") && number_of(stem).is_some();
+            if is_segment && stem.len() < name.len() {
+                let says = "its sync failed: the next run, or this one, writes it anew".to_owned();
+                self.note("rewrite", Some(stem), says);
+            } else if !is_segment && !ours.contains(&stem) {
+                let says = "not a file of the log; left alone".to_owned();
+                self.note("other_file", Some(&name), says);
             }
         }
         Ok(())
