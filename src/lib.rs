@@ -132,11 +132,11 @@ rooms! {
 }
 pub mod inspect;
 pub mod redrive;
-pub mod verify;
 #[cfg(test)]
 mod sim;
 pub mod sink;
 mod sync;
+pub mod verify;
 
 pub use builder::Builder;
 pub use config::{Partitioner, WalFull};

@@ -39,8 +39,9 @@ pub(super) struct ReadTrouble {
 }
 
 /// Times that a read is tried, and the pause between them, before what can't be read is given up.
-const READ_TRIES: u32 = 5;
-const READ_PAUSE_NS: u64 = 100_000_000;
+/// A disk that comes back within ten seconds costs nothing.
+const READ_TRIES: u32 = 21;
+const READ_PAUSE_NS: u64 = 500_000_000;
 /// Most findings that are told in words.
 const FINDINGS_MAX: usize = 200;
 

@@ -135,7 +135,7 @@ impl Slot {
         let from = self.from.load(Ordering::Relaxed);
         let to = self.to.load(Ordering::Relaxed);
         fence(Ordering::Acquire);
-        let whole = turn % 2 == 0 && self.turn.load(Ordering::Relaxed) == turn;
+        let whole = turn.is_multiple_of(2) && self.turn.load(Ordering::Relaxed) == turn;
         (whole && from != 0 && from <= address && address < to).then_some(to)
     }
 }

@@ -27,7 +27,7 @@
 //! vote each, and a tie goes to the manifest. A manifest or checkpoint of another directory is
 //! not used, and goes to quarantine.
 
-use super::checkpoint::{CheckpointData, MANIFEST, Manifest, SLOTS, Slot, read_slots};
+use super::checkpoint::{CheckpointData, Manifest, SLOTS, read_slots};
 use super::format::{
     HEADER_AREA_BYTES, HeaderVerdict, NEWER_DIR, QUARANTINE_DIR, SET_ASIDE_DIR, SegmentHeader,
     SegmentKind, number_of, segment_name,

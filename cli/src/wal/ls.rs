@@ -158,19 +158,19 @@ fn look(directory: &Directory, segment: &Segment, sums: &mut Sums) -> io::Result
         not_final: 0,
         damaged_records: 0,
     };
-    if let Some(counts) = sealed.filter(|_| !row.set_aside) {
-        if let Some(last_final) = all_alike(directory, &counts) {
-            let not_final = |n: u64| if last_final { 0 } else { n };
-            (row.first_lsn, row.last_lsn) = (counts.first_lsn, counts.last_lsn);
-            row.records = counts.records;
-            row.not_final = not_final(counts.records);
-            for (name, records) in &counts.topics {
-                let topic = sums.topic(name);
-                topic.records += records;
-                topic.not_final += not_final(*records);
-            }
-            return Ok(row);
+    if let Some(counts) = sealed.filter(|_| !row.set_aside)
+        && let Some(last_final) = all_alike(directory, &counts)
+    {
+        let not_final = |n: u64| if last_final { 0 } else { n };
+        (row.first_lsn, row.last_lsn) = (counts.first_lsn, counts.last_lsn);
+        row.records = counts.records;
+        row.not_final = not_final(counts.records);
+        for (name, records) in &counts.topics {
+            let topic = sums.topic(name);
+            topic.records += records;
+            topic.not_final += not_final(*records);
         }
+        return Ok(row);
     }
     directory.walk(segment, |item| {
         match item {

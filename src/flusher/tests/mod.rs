@@ -53,7 +53,6 @@ struct Seen {
 
 /// A process on a disk.
 struct Machine {
-    disk: MemoryStorage,
     sink: MemoryHandle,
     flusher: Flusher,
     keeper: Keeper,
@@ -125,7 +124,6 @@ impl Machine {
             memory_bytes: 0,
         });
         Machine {
-            disk: disk.clone(),
             sink: handle,
             flusher,
             keeper,
