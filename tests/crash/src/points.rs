@@ -28,7 +28,7 @@ const fn op(name: &'static str, has_middle: bool, often: u64) -> Op {
 }
 
 /// Every operation that has named points.
-pub const OPS: [Op; 25] = [
+pub const OPS: [Op; 24] = [
     // Making a segment ready.
     op("create", true, 3),
     op("create-aside", true, 1),
@@ -54,7 +54,6 @@ pub const OPS: [Op; 25] = [
     // The checkpoint and the manifest.
     op("checkpoint-write", true, 8),
     op("checkpoint-sync", false, 4),
-    op("manifest-truncate", false, 3),
     op("manifest-write", true, 3),
     op("manifest-rename", false, 3),
     // Removing it.

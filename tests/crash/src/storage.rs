@@ -171,7 +171,7 @@ impl StorageFile for KillFile {
     }
 
     fn truncate(&self, len: u64) -> io::Result<()> {
-        let op = if self.name.ends_with(".wal") { "cut" } else { "manifest-truncate" };
+        let op = if self.name.ends_with(".wal") { "cut" } else { "truncate" };
         self.fuse.at(op, || {}, || self.file.truncate(len))
     }
 }
