@@ -39,7 +39,9 @@ fn forebay_measured(row: &str, sends: u64, lanes: &Lanes) {
     };
     let keyed = OutRecord { key: Some(b"user-123"), ..plain };
     match row {
-        "empty" => (0..sends).for_each(|_| drop(black_box(black_box(&plain)))),
+        "empty" => (0..sends).for_each(|_| {
+            black_box(black_box(&plain));
+        }),
         "with-256" => (0..sends).for_each(|_| {
             let encode = |room: &mut [u8]| {
                 room.copy_from_slice(&value[..256]);
