@@ -124,6 +124,8 @@ pub(crate) struct Keeper {
     flusher: Waker,
     clock: Arc<dyn Clock>,
     data: CheckpointData,
+    /// `data` isn't stored yet: a turn that fails leaves it to the next.
+    unstored: bool,
 }
 
 impl Keeper {
@@ -133,14 +135,16 @@ impl Keeper {
         flusher: Waker,
         clock: Arc<dyn Clock>,
     ) -> Self {
-        Keeper { wal, link, flusher, clock, data: CheckpointData::default() }
+        Keeper { wal, link, flusher, clock, data: CheckpointData::default(), unstored: false }
     }
 
     /// One turn. True when something was done, or is to be done soon.
     pub(crate) fn step(&mut self, now_ns: u64) -> bool {
-        let fresh = self.link.take(&mut self.data);
-        let checkpoint = fresh.then_some(&self.data);
+        self.unstored |= self.link.take(&mut self.data);
+        let checkpoint = self.unstored.then_some(&self.data);
+        let had_one = self.unstored;
         let report = self.wal.step(now_ns, checkpoint);
+        self.unstored &= !report.checkpointed;
         if report.prepared || report.sync_failed {
             self.flusher.wake();
         }
@@ -148,7 +152,13 @@ impl Keeper {
         if report.sync_failed || report.rewritten || report.unlinked > 0 {
             self.link.changed.store(true, Ordering::Release);
         }
-        fresh || report.prepared || report.unsynced || report.unlinked > 0
+        had_one || report.prepared || report.unsynced || report.unlinked > 0
+    }
+
+    /// Whether the newest checkpoint that was offered is stored.
+    #[cfg(test)]
+    pub(crate) fn is_stored(&self) -> bool {
+        !self.unstored
     }
 
     /// Turns until the flusher is done, then one last sync.

@@ -153,7 +153,7 @@ fn a_page_that_can_t_be_read_costs_its_records_and_the_rest_is_delivered() {
         let storage = backlog();
         let mut rig = Rig::open(&storage);
         storage.set_unreadable(NAME, from, to);
-        let stats = rig.look(1_000);
+        let stats = rig.look(5_000);
         let books = &stats.books;
         let pages = (to - from).div_ceil(4096);
         assert_eq!(books.delivered + books.dropped, RECORDS, "{books:?}");
@@ -181,7 +181,7 @@ fn a_segment_that_can_t_be_opened_any_more_costs_itself() {
     let storage = backlog();
     let mut rig = Rig::open(&storage);
     storage.set_unreadable(NAME, 0, 32 << 10);
-    let stats = rig.look(1_000);
+    let stats = rig.look(5_000);
     let books = &stats.books;
     assert_eq!(books.delivered + books.dropped, RECORDS, "{books:?}");
     assert!(books.dropped > 100 && books.delivered > 300, "{books:?}");

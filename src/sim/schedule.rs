@@ -289,6 +289,8 @@ impl Schedule {
     fn keep(&mut self) -> Result<(), Violation> {
         let Some(keeper) = &mut self.process.keeper else { return Ok(()) };
         keeper.step(self.now_ns);
+        // What a failing disk left may keep it from being stored for a while longer.
+        let is_stored = keeper.is_stored();
         if self.disk.crashed() {
             self.coverage.crashes_in_a_write += 1;
             return self.crash();
@@ -306,7 +308,9 @@ impl Schedule {
                 self.power_safe_ns = self.journal_safe_ns;
             }
         }
-        self.finals_stored = self.finals();
+        if is_stored {
+            self.finals_stored = self.finals();
+        }
         Ok(())
     }
 
