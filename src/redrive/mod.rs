@@ -1,6 +1,6 @@
 //! Draining a directory by hand: what a dead or retired process left, into Kafka or elsewhere.
 //!
-//! Opening a [`Pipeline`](crate::Pipeline) on a directory delivers all of it, and is what most
+//! Opening a [`Pipeline`] on a directory delivers all of it, and is what most
 //! programs want. A [`Redrive`] chooses: some topics only, another topic to send to, a rate, or
 //! the dead letters in `set-aside/`. It holds the directory meanwhile.
 //!
