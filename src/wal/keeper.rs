@@ -81,8 +81,9 @@ impl StepReport {
 }
 
 impl WalKeeper {
-    /// One turn: rewrites what a failed sync left in doubt, prepares, syncs when `sync_interval` has passed, stores `checkpoint` when it
-    /// is given, removes what was trimmed.
+    /// One turn: rewrites what a failed sync left in doubt, prepares, syncs when
+    /// `sync_interval` has passed, stores `checkpoint` when it is given, removes what was
+    /// trimmed.
     pub fn step(&mut self, now_ns: u64, checkpoint: Option<&CheckpointData>) -> StepReport {
         let mut report = StepReport::default();
         // First, since where room is short it matters more than a segment to come.
