@@ -92,6 +92,7 @@ impl WalKeeper {
             let done = self.prepare_ahead(kind);
             report.prepared |= report.note("prepare", done) == Some(true);
         }
+        self.probe(&mut report);
         self.start_writeback();
         self.quarantine(&mut report);
         let due = self
@@ -117,6 +118,40 @@ impl WalKeeper {
             || self.common.aside_appends.load(Ordering::Acquire) != self.synced_asides
             || !self.common.state.lock().failed.is_empty();
         report
+    }
+
+    /// After a store that failed: whether the disk still takes what waits to be used. What it
+    /// doesn't take is removed; while nothing waits, there is nothing to ask with.
+    fn probe(&mut self, report: &mut StepReport) {
+        let waiting = {
+            let mut state = self.common.state.lock();
+            if !state.suspect {
+                return;
+            }
+            std::mem::take(&mut state.prepared)
+        };
+        let (mut sound, mut bad) = (false, false);
+        for (k, prepared) in waiting.into_iter().enumerate() {
+            for segment in prepared {
+                let synced = segment.file.file().sync();
+                let mut state = self.common.state.lock();
+                match synced {
+                    Ok(()) => {
+                        sound = true;
+                        state.prepared[k].push_back(segment);
+                    }
+                    Err(e) => {
+                        bad = true;
+                        state.trimmed.push(segment.number);
+                        report.error.get_or_insert(("sync", e.kind()));
+                    }
+                }
+            }
+        }
+        if sound && !bad {
+            self.common.state.lock().suspect = false;
+            report.prepared = true;
+        }
     }
 
     /// Syncs everything that was appended before the call, and the checkpoint.

@@ -8,7 +8,7 @@ use super::segment::{SegmentError, SegmentWriter};
 use super::replayed::Replayed;
 use super::shared::{Common, Known, Retired};
 use super::storage::Storage;
-use super::types::{AppendError, Oldest};
+use super::types::{AppendError, Oldest, is_full};
 use crate::record::{LogPosition, Lsn, RecordView, TopicId};
 use crate::stats::Filesystem;
 use crate::sync::Ordering;
@@ -83,10 +83,19 @@ impl Wal {
         let active = self.active[SegmentKind::Main as usize].as_mut();
         // One that was given up fails for good: the append goes on to the next segment.
         let Some(active) = active.filter(|a| !a.is_broken()) else { return Ok(()) };
-        active.populate(bytes).map_err(|e| {
+        let populated = active.populate(bytes);
+        if populated.is_err() {
             active.give_up();
-            AppendError::Storage(e.kind())
-        })
+        }
+        populated.map_err(|e| self.store_failed(&e))
+    }
+
+    /// A store into a segment failed. Unless it is room that is missing, the disk may be gone.
+    fn store_failed(&self, e: &std::io::Error) -> AppendError {
+        if !is_full(e.kind()) {
+            self.common.state.lock().suspect = true;
+        }
+        AppendError::Storage(e.kind())
     }
 
     /// Bytes that a record's frame takes, for [`Wal::prepare_batch`].
@@ -149,7 +158,7 @@ impl Wal {
                 Ok(offset) => {
                     return Ok(LogPosition { segment: active.header.number, offset });
                 }
-                Err(SegmentError::Io(e)) => return Err(AppendError::Storage(e.kind())),
+                Err(SegmentError::Io(e)) => return Err(self.store_failed(&e)),
                 Err(SegmentError::NoRoom) if active.is_fresh() => {
                     return Err(AppendError::TooLarge);
                 }
@@ -182,6 +191,9 @@ impl Wal {
         let k = kind as usize;
         let prepared = {
             let mut state = self.common.state.lock();
+            if state.suspect && !state.prepared[k].is_empty() {
+                return Err(AppendError::Storage(std::io::ErrorKind::Other));
+            }
             let Some(prepared) = state.prepared[k].pop_front() else {
                 state.aside_wanted |= kind == SegmentKind::SetAside;
                 self.starved |= kind == SegmentKind::Main;

@@ -82,6 +82,9 @@ pub(super) struct State {
     pub prepared: [VecDeque<Prepared>; 2],
     /// Main segments that were taken lately: says how many to prepare ahead.
     pub taken_lately: usize,
+    /// A store met an I/O error: the disk may be gone. Pages of prepared segments may still take
+    /// stores then, for nothing, so none is begun before a sync of it has returned well.
+    pub suspect: bool,
     pub aside_wanted: bool,
     /// Why there is no prepared segment.
     pub shortage: [Option<AppendError>; 2],
