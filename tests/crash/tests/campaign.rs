@@ -33,17 +33,20 @@ fn the_contract_holds_wherever_the_process_is_killed() {
 
 #[test]
 fn the_judge_notices_what_is_wrong() {
-    for (sabotage, words) in [
-        ("loses", "lost: "),
-        ("swaps", "disorder: "),
-        ("repeats", " duplicates, at most "),
-        ("invents", "a ghost: "),
-        ("garbles", " arrived garbled"),
-        ("damage", "lost: "),
-        ("no-allowance", "lost: "),
-    ] {
+    // What damage costs depends on where the kills fall: records, or first the count of them.
+    let cases: [(&str, &[&str]); 7] = [
+        ("loses", &["lost: "]),
+        ("swaps", &["disorder: "]),
+        ("repeats", &[" duplicates, at most "]),
+        ("invents", &["a ghost: "]),
+        ("garbles", &[" arrived garbled"]),
+        ("damage", &["lost: ", ", counted in the directory: "]),
+        ("no-allowance", &["lost: "]),
+    ];
+    for (sabotage, words) in cases {
         let (text, held) = told(&["--rounds", "12", "--sabotage", sabotage]);
-        let told = text.lines().find(|l| l.starts_with("FAILED") && l.contains(words));
+        let is_told = |l: &&str| l.starts_with("FAILED") && words.iter().any(|w| l.contains(w));
+        let told = text.lines().find(is_told);
         println!("{sabotage}: {told:?}");
         assert!(!held && told.is_some(), "{sabotage} was not noticed: {text}");
     }
