@@ -7,6 +7,7 @@ use forebay::inspect::{Directory, Item};
 use forebay::redrive::{Options, Outcome, Redrive};
 use forebay::sink::{MemoryRecord, Scope};
 use forebay::{MemorySink, Pipeline};
+use forebay_testkit::log_dir::segments;
 use orphan_common::*;
 use std::path::Path;
 

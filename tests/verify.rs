@@ -5,6 +5,7 @@ mod orphan_common;
 
 use forebay::verify::{Finding, Verification, Weight, bytes_to_verify, plan, repair, verify};
 use forebay::{MemorySink, OpenError};
+use forebay_testkit::log_dir::{everything, segments};
 use orphan_common::*;
 use std::path::Path;
 

@@ -3,6 +3,7 @@
 
 mod wal_common;
 
+use forebay_testkit::log_dir::segments;
 use forebay_testkit::process::{Ended, Running};
 use forebay_testkit::{Consumed, Kafka, heavy, private_dir, say};
 use serde_json::Value;

@@ -2,6 +2,7 @@
 
 mod wal_common;
 
+use forebay_testkit::log_dir::{everything, segments};
 use forebay_testkit::process::Running;
 use forebay_testkit::{private_dir, say};
 use serde_json::Value;

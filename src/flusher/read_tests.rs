@@ -2,8 +2,8 @@
 
 #![allow(clippy::print_stdout)]
 
+use super::tests::TestClock;
 use super::{Flusher, Parts};
-use crate::clock::Clock;
 use crate::config::WalFull;
 use crate::keeper::KeeperLink;
 use crate::lane::{LaneOptions, Lanes};
@@ -23,19 +23,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 const MS: u64 = 1_000_000;
 const RECORDS: u64 = 600;
 const NAME: &str = "0000000000000002.wal";
-
-#[derive(Default)]
-struct SetClock(AtomicU64);
-
-impl Clock for SetClock {
-    fn now_ns(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
-    }
-
-    fn unix_ms(&self) -> i64 {
-        1_700_000_000_000
-    }
-}
 
 fn options() -> WalOptions {
     WalOptions {
@@ -98,7 +85,7 @@ impl Rig {
             wal: Some((wal, Arc::new(KeeperLink::new().expect("made")))),
             recovery,
             shared: shared.clone(),
-            clock: Arc::new(SetClock::default()),
+            clock: Arc::new(TestClock::default()),
             timing: Timing {
                 flush_interval_ns: 5 * MS,
                 flush_records: 100,

@@ -107,35 +107,6 @@ pub fn flip(dir: &Path, n: u64) {
     std::fs::write(&file, bytes).unwrap();
 }
 
-/// The main segments, oldest first, without those that are prepared and unused.
-pub fn segments(dir: &Path) -> Vec<PathBuf> {
-    let mut all: Vec<PathBuf> = std::fs::read_dir(dir)
-        .unwrap()
-        .flatten()
-        .map(|e| e.path())
-        .filter(|p| p.extension().is_some_and(|e| e == "wal"))
-        .filter(|p| std::fs::read(p).unwrap().iter().any(|b| *b != 0))
-        .collect();
-    all.sort();
-    all
-}
-
-/// Every file under `dir` with its bytes.
-pub fn everything(dir: &Path) -> Vec<(PathBuf, Vec<u8>)> {
-    let mut all = Vec::new();
-    for entry in std::fs::read_dir(dir).unwrap().flatten() {
-        let path = entry.path();
-        if path.is_dir() {
-            all.extend(everything(&path));
-        } else {
-            let bytes = std::fs::read(&path).unwrap();
-            all.push((path, bytes));
-        }
-    }
-    all.sort();
-    all
-}
-
 /// A directory that nobody else can read, without the golden files' names in it.
 pub fn private_dir() -> tempfile::TempDir {
     use std::os::unix::fs::PermissionsExt;

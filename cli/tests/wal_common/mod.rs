@@ -6,7 +6,7 @@
 use forebay::sink::Scope;
 use forebay::{MemorySink, Pipeline};
 use forebay_testkit::process::{Ended, Running};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
@@ -98,34 +98,6 @@ pub fn fill_set_aside(dir: &Path, topics: &[String], records: u64) {
     }
     let report = pipeline.close(LIMIT).unwrap();
     assert_eq!(report.stats.books.set_aside, records, "{:?}", report.stats.books);
-}
-
-/// The main segments that hold something, oldest first.
-pub fn segments(dir: &Path) -> Vec<PathBuf> {
-    let mut all: Vec<PathBuf> = std::fs::read_dir(dir)
-        .unwrap()
-        .flatten()
-        .map(|e| e.path())
-        .filter(|p| p.extension().is_some_and(|e| e == "wal"))
-        .filter(|p| std::fs::read(p).unwrap().iter().any(|b| *b != 0))
-        .collect();
-    all.sort();
-    all
-}
-
-/// Every file under `dir` with its bytes.
-pub fn everything(dir: &Path) -> Vec<(PathBuf, Vec<u8>)> {
-    let mut all = Vec::new();
-    for entry in std::fs::read_dir(dir).unwrap().flatten() {
-        let path = entry.path();
-        if path.is_dir() {
-            all.extend(everything(&path));
-        } else {
-            all.push((path.clone(), std::fs::read(&path).unwrap()));
-        }
-    }
-    all.sort();
-    all
 }
 
 /// Flips one bit of a file.

@@ -28,7 +28,7 @@ const LANE_BYTES: usize = 1 << 17;
 const VALUE_BYTES: usize = 100;
 
 #[derive(Default)]
-struct TestClock(AtomicU64);
+pub(super) struct TestClock(AtomicU64);
 
 impl Clock for TestClock {
     fn now_ns(&self) -> u64 {

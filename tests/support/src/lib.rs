@@ -15,6 +15,7 @@ pub mod audit;
 mod broker;
 mod home;
 pub mod lines;
+pub mod log_dir;
 mod oracle;
 pub mod process;
 
