@@ -146,7 +146,8 @@ pub fn run(args: Args) -> Result<ExitCode, Box<dyn Error>> {
             park();
         }
     }
-    let _ending = run.ending.lock();
+    // Not let go at the return below: a signal's thread that got it then would end the run again.
+    std::mem::forget(run.ending.lock());
     finish(&run, false, progress.as_ref())
 }
 

@@ -134,6 +134,43 @@ fn a_directory_that_another_process_holds() {
     common::closing(&third);
 }
 
+/// The end of input and a signal at the same moment: the run is ended, and reported, once.
+#[test]
+fn a_signal_at_the_end_of_input() {
+    let brokers = nowhere();
+    let (mut by_input, mut by_signal) = (0, 0);
+    for round in 0..60 {
+        let mut command = common::forebay();
+        command.args(["pipe", "--brokers", &brokers, "--topic", "t", "--json", "--at-most-once"]);
+        let mut running = Running::start(command).unwrap();
+        // Its handlers are there once it runs with all of its threads.
+        let threads = format!("/proc/{}/task", running.id());
+        let start = Instant::now();
+        while std::fs::read_dir(&threads).map_or(0, Iterator::count) < 4 {
+            assert!(start.elapsed() < LIMIT, "it doesn't come up");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        drop(running.take_stdin());
+        std::thread::sleep(Duration::from_micros(round * 100));
+        if running.has_ended() {
+            by_input += 1;
+        } else {
+            running.terminate();
+            by_signal += 1;
+        }
+        let ended = running.wait(LIMIT);
+        match ended.code() {
+            Some(0) => drop(common::closing(&ended)),
+            // The signal came before its handler or after all was told.
+            _ => panic!("round {round}: {ended:?}"),
+        }
+    }
+    say(&format!(
+        "pipe: {by_signal} of 60 ends of input met a signal, {by_input} were over before it"
+    ));
+    assert!(by_signal > 0);
+}
+
 /// On a file system of its own, in a mount namespace that ends with the process.
 #[test]
 fn a_disk_that_is_full_at_open() {
