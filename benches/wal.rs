@@ -153,18 +153,13 @@ fn seconds(part: impl FnOnce()) -> f64 {
     start.elapsed().as_secs_f64()
 }
 
-/// Memory that a virtual machine has given back to its host costs ten times as much at the first
-/// touch. Before each row that fills the page cache, as much of it is filled and freed again, so
-/// that each row finds the same.
-fn warm(dir: &Path, bytes: u64) {
-    let path = dir.join("warm");
-    let mut file = File::create(&path).expect("a file");
-    let chunk = vec![7u8; CHUNK_BYTES];
-    for _ in 0..(bytes + bytes / 4 + (320 << 20)) / CHUNK_BYTES as u64 {
-        file.write_all(&chunk).expect("room on the disk");
-    }
-    drop(file);
-    std::fs::remove_file(path).expect("removed");
+/// The second of two runs in a row, the first one's files removed between them. Memory that a
+/// virtual machine has given back to its host costs ten times as much at the first touch; the
+/// second run finds what the first one, which took pages in the same way, has just let go.
+fn rehearsed<T>(dir: &Path, mut run: impl FnMut() -> T) -> T {
+    run();
+    std::fs::remove_dir_all(dir).expect("removed");
+    run()
 }
 
 /// Into 64 MiB again and again: what a store costs without a file behind it.
@@ -190,7 +185,8 @@ fn anonymous(records: u64, value: &[u8], copy: bool, sum: bool) -> f64 {
 }
 
 fn write(dir: &Path, bytes: u64) -> f64 {
-    let mut file = File::create(dir.join("plain")).expect("a file");
+    std::fs::create_dir(dir).expect("a directory");
+    let mut file = File::create(dir.join("file")).expect("a file");
     let chunk = vec![7u8; CHUNK_BYTES];
     let mut synced = Instant::now();
     seconds(|| {
@@ -206,7 +202,7 @@ fn write(dir: &Path, bytes: u64) -> f64 {
 }
 
 fn read(dir: &Path) -> f64 {
-    let mut file = File::open(dir.join("plain")).expect("the file");
+    let mut file = File::open(dir.join("file")).expect("the file");
     let mut chunk = vec![0u8; CHUNK_BYTES];
     seconds(|| {
         while file.read(&mut chunk).expect("it can be read") > 0 {
@@ -315,15 +311,13 @@ fn throughput(bytes: usize, megabytes: u64, rounds: u64) {
         let copied = anonymous(records, &value, true, false);
         let summed = anonymous(records, &value, false, true);
         let both = anonymous(records, &value, true, true);
-        warm(home.path(), total);
-        let burst = burst(&dir, records, &value);
+        let burst = rehearsed(&dir, || burst(&dir, records, &value));
         std::fs::remove_dir_all(&dir).expect("removed");
-        warm(home.path(), total);
-        let synced = write(home.path(), total);
-        warm(home.path(), total);
-        let (appended, waited) = sustained(&dir, records, &value);
+        let plain = home.path().join("plain");
+        let synced = rehearsed(&plain, || write(&plain, total));
+        let (appended, waited) = rehearsed(&dir, || sustained(&dir, records, &value));
         waits += waited;
-        let was_read = read(home.path());
+        let was_read = read(&plain);
         let scanned = scan(&dir, records);
         let replayed = replay(&open(&dir, NEVER), records);
         let all = [copied, summed, both, burst, synced, appended, was_read, scanned, replayed];
@@ -426,17 +420,24 @@ fn main() {
     let megabytes = env("FOREBAY_BENCH_WAL_MB").unwrap_or(if quick { 96 } else { 1024 });
     let rounds = env("FOREBAY_BENCH_ROUNDS").unwrap_or(if quick { 1 } else { 3 });
     println!("{megabytes} MB of values each, {rounds} rounds interleaved: median (least-most)");
+    if words().iter().any(|w| w == "latency") {
+        return latencies(quick);
+    }
     for bytes in [256, 1024] {
         throughput(bytes, megabytes, rounds);
     }
+    latencies(quick);
+    if gigabytes > 0.0 {
+        backlog(gigabytes);
+    }
+}
+
+fn latencies(quick: bool) {
     println!("\none append, p50/p99/p99.9/max ns");
     let seconds = if quick { 1 } else { 4 };
     for (bytes, per_s) in [(256, 1_000_000), (1024, 200_000)] {
         for sync_ns in [NEVER, SYNC_NS] {
             latency(bytes, per_s, sync_ns, per_s * seconds);
         }
-    }
-    if gigabytes > 0.0 {
-        backlog(gigabytes);
     }
 }

@@ -6,7 +6,7 @@ use super::checkpoint::{CheckpointData, CheckpointWriter, Manifest};
 use super::format::{QUARANTINE_DIR, SegmentKind, segment_name};
 use super::reseal::Resealing;
 use super::rewrite::remove_mark;
-use super::shared::{BadRange, Common, Failed, Prepared};
+use super::shared::{BadRange, Common, Failed, Prepared, Retired};
 use super::storage::{AppendFile, Storage, StorageFile};
 use super::types::{AppendError, SaltSource};
 use crate::sync::Ordering;
@@ -93,7 +93,7 @@ impl WalKeeper {
             report.prepared |= report.note("prepare", done) == Some(true);
         }
         self.probe(&mut report);
-        self.start_writeback();
+        report.prepared |= self.start_writeback();
         self.quarantine(&mut report);
         let due = self
             .synced_at_ns
@@ -169,12 +169,14 @@ impl WalKeeper {
                     files.push(Failed { file, active: true, ..Failed::new(kind, number) });
                 }
             }
-            let owners = state.adopt_left();
-            let retired = std::mem::take(&mut state.retired);
+            let mut owners = state.adopt_left();
+            let mut retired = std::mem::take(&mut state.retired);
+            owners.extend(retired.iter_mut().filter_map(|r| r.owner.take()));
             let below = self.common.appended_below.load(Ordering::Acquire);
             let asides = self.common.aside_appends.load(Ordering::Acquire);
             (files, retired, owners, below, asides)
         };
+        // Here, by the thread that may take long.
         drop(owners);
         let mut first_error = None;
         if retired.is_empty() && below == self.common.synced_below() && asides == self.synced_asides
@@ -197,12 +199,8 @@ impl WalKeeper {
                 self.sync_failed(in_case);
                 first_error.get_or_insert(e);
             }
-            if files.len() > 0 && self.common.options.segments_ahead_max > 1 {
-                // The flusher goes on filling segments meanwhile. What fails here is tried
-                // again, and told, by the next turn.
-                if self.common.state.lock().retired.len() < RETIRED_MAX {
-                    let _ = self.prepare(SegmentKind::Main);
-                }
+            if files.len() > 0 {
+                self.prepare_meanwhile();
             }
         }
         for (kind, number) in std::mem::take(&mut self.recovered) {
@@ -220,8 +218,6 @@ impl WalKeeper {
                 Err(_) => {}
             }
         }
-        // Unmapped here, by the thread that may take long.
-        drop(retired.into_iter().map(|r| r.owner).collect::<Vec<_>>());
         // A segment is power-safe when its name is, too.
         if let Err(e) = self.sync_names() {
             first_error.get_or_insert(e);
@@ -324,20 +320,29 @@ impl WalKeeper {
     }
 
     /// Has the disk begin with what was filled, so that the sync finds little left to do.
-    fn start_writeback(&self) {
+    fn start_writeback(&mut self) -> bool {
+        let mut prepared = false;
         let full: Vec<_> = {
             let mut state = self.common.state.lock();
-            let fresh = state.retired.iter_mut().filter(|r| !r.writing);
-            fresh
-                .map(|r| {
-                    r.writing = true;
-                    r.file.clone()
-                })
-                .collect()
+            let take = |r: &mut Retired| r.owner.take().map(|owner| (owner, r.file.clone()));
+            state.retired.iter_mut().filter_map(take).collect()
         };
-        for file in full {
+        for (owner, file) in full {
+            drop(owner);
             file.start_writeback();
+            // That waits where the disk has enough to do, and the flusher fills segments meanwhile.
+            prepared |= self.prepare_meanwhile();
         }
+        prepared
+    }
+
+    /// Prepares a segment between two things that may take long. What fails here is tried again,
+    /// and told, by the next turn.
+    fn prepare_meanwhile(&mut self) -> bool {
+        let retired = self.common.state.lock().retired.len();
+        self.common.options.segments_ahead_max > 1
+            && retired < RETIRED_MAX
+            && self.prepare(SegmentKind::Main).unwrap_or(false)
     }
 
     /// Prepares a segment if fewer wait than are wanted; true when it did.

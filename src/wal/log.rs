@@ -263,8 +263,8 @@ impl Wal {
         let known = Known { header: writer.header, end, next_frame };
         let mut state = self.common.state.lock();
         state.active[k] = None;
-        let owner = writer.file;
-        state.retired.push(Retired { kind, number, file, known, owner, writing: false });
+        let owner = Some(writer.file);
+        state.retired.push(Retired { kind, number, file, known, owner });
     }
 
     /// Seals what is open, so that the next start needs no scan. Appends may follow.

@@ -73,7 +73,7 @@ impl State {
                     failed.active = false;
                     failed.file = Some(retired.file);
                     failed.known = Some(retired.known);
-                    owners.push(retired.owner);
+                    owners.extend(retired.owner);
                 }
                 None => self.retired.push(retired),
             }

@@ -33,10 +33,10 @@ pub(super) struct Retired {
     pub file: Arc<dyn StorageFile>,
     /// What is known of it beside its file.
     pub known: Known,
-    /// Unmapped by the keeper, since that takes long.
-    pub owner: Box<dyn AppendFile>,
-    /// The disk has been told to begin with it.
-    pub writing: bool,
+    /// Its mapping. The keeper drops it, since that takes long, and before it has the disk begin:
+    /// a page that is written while it is mapped is taken from every processor that runs a
+    /// thread of this process.
+    pub owner: Option<Box<dyn AppendFile>>,
 }
 
 /// A range that a reader found bad, to be copied to quarantine by the keeper.
