@@ -126,8 +126,10 @@ impl Client for Forebay {
         Some(books.delivered)
     }
 
-    fn at_risk(&self, _: u64) -> u64 {
-        self.pipeline.stats().unsafe_records
+    /// All that the last snapshot, at most a look of the flusher old, doesn't know to be safe.
+    fn at_risk(&self, accepted: u64) -> u64 {
+        let books = self.pipeline.stats().books;
+        accepted.saturating_sub(books.delivered + books.in_wal)
     }
 
     fn journaled(&self) -> u64 {
