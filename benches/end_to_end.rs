@@ -25,7 +25,7 @@ mod common;
 use common::clients::{BASE, CHANNEL, Client, FOREBAY, FUTURE, NO_LOG, PACER, PEERS};
 use common::clients::{QUEUE, THREADED, Target};
 use common::librdkafka::Settings;
-use common::table::{Cell, Table};
+use common::table::{Cell, Table, people};
 use common::{Runs, cpu_time, env, is_quick, tick, words};
 use forebay::sink::embedded::EmbeddedBroker;
 use forebay_testkit::process::Running;
@@ -217,8 +217,9 @@ fn flat(target: &str, brokers: &str, topic: &str) {
 
 fn paced(target: &str, brokers: &str, topic: &str) {
     let what = format!(
-        "{target}, {PACED_PER_S} a second of 100 B from {PACED_THREADS} threads, open loop in ticks \
+        "{target}, {} a second of 100 B from {PACED_THREADS} threads, open loop in ticks \
          of 1 ms, batches of 500 ms or 20,000 records; medians of {} rounds (least-most), interleaved",
+        people(PACED_PER_S),
         rounds()
     );
     let columns = [

@@ -31,7 +31,7 @@ impl Cell {
     fn text(&self) -> String {
         match self {
             Cell::Text(text) => text.clone(),
-            Cell::Count(count) => thousands(&count.to_string()),
+            Cell::Count(count) => people(*count),
             Cell::Number(value, _) if !value.is_finite() => "–".to_owned(),
             Cell::Number(value, decimals) => thousands(&format!("{value:.decimals$}")),
             Cell::Spread(runs, _) if runs.is_empty() => "–".to_owned(),
@@ -70,6 +70,11 @@ fn thousands(text: &str) -> String {
         out.push(digit);
     }
     out + rest
+}
+
+/// A count as people read it.
+pub fn people(count: u64) -> String {
+    thousands(&count.to_string())
 }
 
 /// A table that is printed row by row, as rows become known.

@@ -29,7 +29,7 @@ mod million;
 use child::{LIMIT, PHASES, Page, THREADS};
 use common::clients::{BASE, CHANNEL, Client, FOREBAY, FUTURE, Forebay, QUEUE, THREADED, Target};
 use common::librdkafka::{Base, Settings};
-use common::table::{Cell, Table, note};
+use common::table::{Cell, Table, note, people};
 use common::{env, log_dir, words};
 use forebay_testkit::audit::{Audit, Stream};
 use forebay_testkit::process::Running;
@@ -163,7 +163,7 @@ fn blackout(names: &[&str]) {
     let what = format!(
         "{} records a second of {} B from {THREADS} threads: {HEALTHY_S} s healthy, {stop_s} s with \
          the broker stopped, {HEALTHY_S} s more; a send in ns, waits against the schedule in ms",
-        rate(),
+        people(rate()),
         child::VALUE_BYTES
     );
     let columns = [
@@ -291,8 +291,10 @@ fn kills(names: &[&str], in_a_stop: bool) {
         "disorder",
     ];
     let what = match in_a_stop {
-        true => format!("SIGKILL {KILL_AFTER:?} into a stop, {} records a second", rate()),
-        false => format!("SIGKILL after {HEALTHY_S} s, all healthy, {} records a second", rate()),
+        true => format!("SIGKILL {KILL_AFTER:?} into a stop, {} records a second", people(rate())),
+        false => {
+            format!("SIGKILL after {HEALTHY_S} s, all healthy, {} records a second", people(rate()))
+        }
     };
     let table_name = if in_a_stop { "kill" } else { "kill-healthy" };
     let table = Table::new("outage", table_name, &what, &columns);

@@ -8,8 +8,8 @@
 //! - `shared`: 2, 4 and 8 threads on one lane, beside as many on one byte ring.
 //! - `sizes`: 16 B to 64 KiB.
 //! - `peers` (feature `embedded`): rust-rdkafka's producers and queues with a producer behind,
-//!   beside the pipeline, all into librdkafka's mock cluster in this process; and what a SIGKILL
-//!   would take at the end of a round.
+//!   beside the pipeline, all into librdkafka's mock cluster in this process; and the most that a
+//!   SIGKILL would have taken, looked at every 10 ms.
 //! - `scale`: 1 to 16 threads on 1 to 16 lanes, and sizes by threads. `FOREBAY_BENCH_THREADS` (the
 //!   number of cores) is the most threads; benches/scale.sh runs it on a larger machine.
 //!
@@ -21,7 +21,7 @@
 //!
 //! `FOREBAY_BENCH_MS` is the length of a row in a round (300; `--quick` is 10),
 //! `FOREBAY_BENCH_ROUNDS` the rounds (5), `FOREBAY_BENCH_PACE_NS` the time between two sends of a
-//! thread (4,000), `FOREBAY_BENCH_DIR` where logs are made. `--json` prints an object a row.
+//! thread (4,000, and 2,000 for each thread), `FOREBAY_BENCH_DIR` where logs are made. `--json` prints an object a row.
 
 #![allow(missing_docs, clippy::print_stdout)]
 

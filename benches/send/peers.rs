@@ -4,7 +4,7 @@ use super::fronts::{Front, LIMIT, Named, Null};
 use super::runner::{Plan, interleave};
 use crate::common::clients::{Client, FOREBAY, PEERS, Target};
 use crate::common::librdkafka::Settings;
-use crate::common::table::{Cell, Table, note};
+use crate::common::table::{Cell, Table, note, people};
 use forebay::sink::embedded::EmbeddedBroker;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -65,12 +65,12 @@ pub fn peers() {
         "sends",
         "refused",
         "journaled",
-        "lost by a kill at the end of a round",
+        "lost by a kill at its worst moment",
     ];
     let what = format!(
         "ns of a send of 100 B, {} a second and thread, batches of 500 ms or 20,000 records, into \
          the mock cluster in this process; medians of {} rounds (least-most), interleaved",
-        1_000_000_000 / PACE_NS,
+        people(1_000_000_000 / PACE_NS),
         Plan::rounds()
     );
     let table = Table::new("send", "peers", &what, &columns);
@@ -85,7 +85,9 @@ pub fn peers() {
             let client = target.open(name);
             names.push((name, Arc::new(Peer { client, accepted })));
         }
-        let plan = Plan { pace_ns: PACE_NS, ..Plan::new(threads, 100) };
+        // Longer than a batch may wait.
+        let plan = Plan::new(threads, 100);
+        let plan = Plan { pace_ns: PACE_NS, for_ns: plan.for_ns * 2, ..plan };
         let rows = interleave(&names, &plan);
         for ((name, _), row) in names.iter().zip(&rows) {
             table.row([

@@ -13,6 +13,9 @@ use std::time::{Duration, Instant};
 const BYTES_PER_S: u64 = 200_000_000;
 /// Sends between two calls of `serve`.
 const SERVE_EVERY: u64 = 250;
+/// Of all threads together no more than one send in so many nanoseconds: what one flusher takes.
+const ALL_PACE_NS: u64 = 2_000;
+const SAMPLE: Duration = Duration::from_millis(10);
 
 /// What is sent.
 #[derive(Clone)]
@@ -28,6 +31,7 @@ impl Plan {
         let for_ms = env("FOREBAY_BENCH_MS").unwrap_or(if is_quick() { 10 } else { 300 });
         let pace_ns = env("FOREBAY_BENCH_PACE_NS").unwrap_or(4_000).max(1);
         let pace_ns = pace_ns.max(bytes as u64 * 1_000_000_000 / BYTES_PER_S);
+        let pace_ns = pace_ns.max(threads as u64 * ALL_PACE_NS);
         Plan { threads, bytes, pace_ns, for_ns: for_ms.max(1) * 1_000_000 }
     }
 
@@ -49,7 +53,6 @@ impl Plan {
 pub struct Round {
     service: Histogram<u64>,
     response: Histogram<u64>,
-    pub accepted: u64,
     refused: u64,
     journaled: u64,
 }
@@ -57,13 +60,12 @@ pub struct Round {
 impl Round {
     fn new() -> Self {
         let (service, response) = (histogram(), histogram());
-        Round { service, response, accepted: 0, refused: 0, journaled: 0 }
+        Round { service, response, refused: 0, journaled: 0 }
     }
 
     fn add(&mut self, other: &Round) {
         self.service += &other.service;
         self.response += &other.response;
-        self.accepted += other.accepted;
         self.refused += other.refused;
         self.journaled += other.journaled;
     }
@@ -93,7 +95,6 @@ fn follow(front: &dyn Front, thread: usize, value: &[u8], plan: &Plan, for_ns: u
         let after = now();
         round.service.saturating_record((after - before).max(1));
         round.response.saturating_record(after.saturating_sub(due).max(1));
-        round.accepted += u64::from(accepted);
         round.refused += u64::from(!accepted);
         if number.is_multiple_of(SERVE_EVERY) {
             front.serve();
@@ -122,7 +123,8 @@ fn warm_up(front: &dyn Front, thread: usize, value: &[u8], plan: &Plan) {
     }
 }
 
-fn measure(front: &Arc<dyn Front>, plan: &Plan) -> Round {
+/// A round, and the most that a kill would have taken at one of its moments.
+fn measure(front: &Arc<dyn Front>, plan: &Plan) -> (Round, Option<u64>) {
     let stop = Arc::new(AtomicBool::new(false));
     let drainer = (!front.drains_itself()).then(|| {
         let (front, stop) = (front.clone(), stop.clone());
@@ -152,6 +154,11 @@ fn measure(front: &Arc<dyn Front>, plan: &Plan) -> Round {
             })
         })
         .collect();
+    let mut at_risk = front.at_risk();
+    while at_risk.is_some() && !senders.iter().all(|sender| sender.is_finished()) {
+        std::thread::sleep(SAMPLE);
+        at_risk = at_risk.max(front.at_risk());
+    }
     let mut sum = Round::new();
     for sender in senders {
         sum.add(&sender.join().expect("a sender"));
@@ -160,7 +167,7 @@ fn measure(front: &Arc<dyn Front>, plan: &Plan) -> Round {
     if let Some(drainer) = drainer {
         drainer.join().expect("the drain");
     }
-    sum
+    (sum, at_risk)
 }
 
 /// All fronts in turn, round after round; a first round warms caches up and isn't counted.
@@ -168,8 +175,7 @@ pub fn interleave(fronts: &[Named], plan: &Plan) -> Vec<Row> {
     let mut rows: Vec<Row> = fronts.iter().map(|_| Row::default()).collect();
     for counted in 0..=Plan::rounds() {
         for ((_, front), row) in fronts.iter().zip(&mut rows) {
-            let round = measure(front, plan);
-            let at_risk = front.at_risk();
+            let (round, at_risk) = measure(front, plan);
             front.end();
             if counted == 0 {
                 continue;
