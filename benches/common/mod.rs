@@ -77,6 +77,13 @@ impl Runs {
         least..=most
     }
 
+    /// `median (least-most)` with so many decimals.
+    pub fn show(&self, decimals: usize) -> String {
+        let show = |value: f64| table::thousands(&format!("{value:.decimals$}"));
+        let range = self.range();
+        format!("{} ({}-{})", show(self.median()), show(*range.start()), show(*range.end()))
+    }
+
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }

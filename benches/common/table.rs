@@ -35,11 +35,7 @@ impl Cell {
             Cell::Number(value, _) if !value.is_finite() => "–".to_owned(),
             Cell::Number(value, decimals) => thousands(&format!("{value:.decimals$}")),
             Cell::Spread(runs, _) if runs.is_empty() => "–".to_owned(),
-            Cell::Spread(runs, decimals) => {
-                let show = |value: f64| thousands(&format!("{value:.decimals$}"));
-                let range = runs.range();
-                format!("{} ({}-{})", show(runs.median()), show(*range.start()), show(*range.end()))
-            }
+            Cell::Spread(runs, decimals) => runs.show(*decimals),
             Cell::None => "–".to_owned(),
         }
     }
@@ -60,7 +56,7 @@ impl Cell {
 }
 
 /// `1234567.8` as `1,234,567.8`.
-fn thousands(text: &str) -> String {
+pub fn thousands(text: &str) -> String {
     let (whole, rest) = text.split_at(text.find('.').unwrap_or(text.len()));
     let mut out = String::new();
     for (at, digit) in whole.chars().enumerate() {

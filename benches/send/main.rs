@@ -80,7 +80,6 @@ fn tails() {
         "p99.9",
         "by the ring",
         "response p99.9",
-        "sends",
         "refused",
         "journaled",
     ];
@@ -104,7 +103,6 @@ fn tails() {
                     Cell::Spread(row.p999.clone(), 0),
                     ratios(row, &rows[1]),
                     Cell::Number(row.response999.median(), 0),
-                    row.sends.into(),
                     row.refused.into(),
                     row.journaled.into(),
                 ]);
@@ -118,7 +116,7 @@ fn tails() {
 }
 
 fn forms() {
-    let columns = ["form", "p50", "p99", "p99.9", "by plain", "sends", "refused"];
+    let columns = ["form", "p50", "p99", "p99.9", "by plain", "refused"];
     let what = format!(
         "ns of a send of 256 B from one thread; medians of {} rounds (least-most), interleaved; \
          `by plain`: p50/p99/p99.9 divided by the plain send's",
@@ -143,7 +141,6 @@ fn forms() {
             Cell::Number(row.p99.median(), 0),
             Cell::Spread(row.p999.clone(), 0),
             ratios(row, &rows[1]),
-            row.sends.into(),
             row.refused.into(),
         ]);
     }

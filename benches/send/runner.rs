@@ -78,7 +78,6 @@ pub struct Row {
     pub p99: Runs,
     pub p999: Runs,
     pub response999: Runs,
-    pub sends: u64,
     pub refused: u64,
     pub journaled: u64,
     pub at_risk: Runs,
@@ -184,7 +183,6 @@ pub fn interleave(fronts: &[Named], plan: &Plan) -> Vec<Row> {
             row.p99.add(round.service.value_at_quantile(0.99) as f64);
             row.p999.add(round.service.value_at_quantile(0.999) as f64);
             row.response999.add(round.response.value_at_quantile(0.999) as f64);
-            row.sends += round.service.len();
             row.refused += round.refused;
             row.journaled += round.journaled;
             if let Some(records) = at_risk {
