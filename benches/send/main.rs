@@ -98,7 +98,7 @@ fn tails() {
                     (*name).into(),
                     (threads as u64).into(),
                     (bytes as u64).into(),
-                    Cell::Number(row.p50.median(), 0),
+                    Cell::Spread(row.p50.clone(), 0),
                     Cell::Number(row.p99.median(), 0),
                     Cell::Spread(row.p999.clone(), 0),
                     ratios(row, &rows[1]),
@@ -137,7 +137,7 @@ fn forms() {
     for ((name, _), row) in names.iter().zip(&rows) {
         table.row([
             (*name).into(),
-            Cell::Number(row.p50.median(), 0),
+            Cell::Spread(row.p50.clone(), 0),
             Cell::Number(row.p99.median(), 0),
             Cell::Spread(row.p999.clone(), 0),
             ratios(row, &rows[1]),
@@ -158,7 +158,7 @@ fn pairs(table: &Table, plan: &Plan, lanes: usize, rings: usize) {
             (lanes as u64).into(),
             (plan.bytes as u64).into(),
             (if plan.spins() { "spins" } else { "sleeps" }).into(),
-            Cell::Number(row.p50.median(), 0),
+            Cell::Spread(row.p50.clone(), 0),
             Cell::Number(row.p99.median(), 0),
             Cell::Spread(row.p999.clone(), 0),
             ratios(row, &rows[0]),

@@ -92,7 +92,7 @@ pub fn peers() {
             table.row([
                 (*name).into(),
                 (threads as u64).into(),
-                Cell::Number(row.p50.median(), 0),
+                Cell::Spread(row.p50.clone(), 0),
                 Cell::Number(row.p99.median(), 0),
                 Cell::Spread(row.p999.clone(), 0),
                 row.refused.into(),
