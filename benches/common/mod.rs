@@ -1,8 +1,18 @@
 //! What the benches share: settings from the environment, histograms, spreads, CPU and memory
 //! of this process, and a ticker that keeps to a schedule.
+//!
+//! Files: `table` (what is printed), `hand` (queues as people write them by hand), `clients`
+//! (everything that takes records to Kafka, behind one trait), `librdkafka` (those of rust-rdkafka).
 
 // Each bench uses its own part of this.
 #![allow(dead_code)]
+
+#[cfg(feature = "kafka")]
+pub mod clients;
+pub mod hand;
+#[cfg(feature = "kafka")]
+pub mod librdkafka;
+pub mod table;
 
 use hdrhistogram::Histogram;
 use std::ops::RangeInclusive;
@@ -69,13 +79,13 @@ impl Runs {
 
     /// `median (least-most)` with so many decimals.
     pub fn show(&self, decimals: usize) -> String {
+        let show = |value: f64| table::thousands(&format!("{value:.decimals$}"));
         let range = self.range();
-        format!(
-            "{:.decimals$} ({:.decimals$}-{:.decimals$})",
-            self.median(),
-            range.start(),
-            range.end()
-        )
+        format!("{} ({}-{})", show(self.median()), show(*range.start()), show(*range.end()))
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
     }
 }
 
@@ -122,6 +132,3 @@ pub fn tick(start: Instant, per_s: u64, count: u64, mut send: impl FnMut(u64, u6
         }
     }
 }
-
-#[cfg(feature = "kafka")]
-pub mod base;

@@ -29,7 +29,9 @@ fn each_measurement_prints_its_object_and_writes_its_page() {
     for words in runs {
         let page = dir.path().join(format!("{}.html", words[0]));
         let mut all = words.to_vec();
+        let plots = dir.path().join("plots");
         all.extend(["--json", "--html", page.to_str().expect("UTF-8")]);
+        all.extend(["--svg-dir", plots.to_str().expect("UTF-8")]);
         let found = object(&bench(&all));
         assert_eq!(found["name"], words[0]);
         assert_eq!(found["is_good"], true, "{found}");
@@ -47,6 +49,11 @@ fn each_measurement_prints_its_object_and_writes_its_page() {
             .map(|l| l["points"].as_array().expect("points").len())
             .sum();
         assert!(rows >= 2 && points > 3, "{found}");
+        for plot in found["plots"].as_array().expect("plots") {
+            let name = format!("{}-{}.svg", words[0], plot["name"].as_str().expect("a name"));
+            let drawn = std::fs::read_to_string(plots.join(name)).expect("the drawing");
+            assert!(drawn.starts_with("<svg"), "{drawn}");
+        }
         let page = std::fs::read_to_string(page).expect("the page");
         assert!(page.contains("<svg") && page.ends_with("</html>\n"));
         say(&format!("bench {}: {rows} rows, {points} points", words[0]));

@@ -53,7 +53,7 @@ struct Output {
     /// Write one HTML file with tables and plots; it needs nothing from elsewhere
     #[arg(long, value_name = "FILE")]
     html: Option<PathBuf>,
-    /// Write each plot as an SVG file into this directory
+    /// Write each plot as an SVG file into this directory, which is made if need be
     #[arg(long, value_name = "DIR")]
     svg_dir: Option<PathBuf>,
 }
@@ -61,6 +61,7 @@ struct Output {
 impl Output {
     fn write(&self, findings: &Findings) -> Result<(), Box<dyn Error>> {
         if let Some(dir) = &self.svg_dir {
+            std::fs::create_dir_all(dir).map_err(|e| format!("making {}: {e}", dir.display()))?;
             for plot in &findings.plots {
                 let path = dir.join(format!("{}-{}.svg", findings.name, plot.name));
                 std::fs::write(&path, chart::svg(plot)?)
