@@ -7,6 +7,7 @@
 
 use super::lanes::{Descriptor, Lanes, PADDING, Start};
 use super::options::LaneOptions;
+use super::orderings::{Point, release};
 use super::word::{UNIT_BYTES, Word, widen};
 use crate::record::{RecordView, Shape, TopicId};
 use crate::sync::{Ordering, StaticAtomicU64};
@@ -208,7 +209,7 @@ impl Drain {
         let words = &self.lanes.lanes[lane];
         // The length first: see "Look" in the room's orderings.
         let queued = words.queue.len();
-        let head = Word(words.reservation.0.load(Ordering::Acquire));
+        let head = Word(words.reservation.0.load(Ordering::Relaxed));
         let head_seq = widen(side.released_seq, head.seq());
         LaneLook {
             head_seq,
@@ -338,7 +339,7 @@ impl Drain {
         let now = Word::new(side.released_position, side.released_seq as u32);
         if now != side.credited {
             side.credited = now;
-            self.lanes.lanes[lane].credits.0.store(now.0, self.lanes.start.credits_store());
+            self.lanes.lanes[lane].credits.0.store(now.0, release(Point::Credits));
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use super::arena::Arena;
 use super::options::LaneOptions;
+use super::orderings::{Point, acquire, release};
 use super::queue::Queue;
 use super::thread_id;
 use super::word::{UNIT_BYTES, Word};
@@ -135,37 +136,11 @@ impl Lane {
     }
 }
 
-/// Where a lane begins to count, and under loom whether to weaken an ordering on purpose.
+/// Where a lane begins to count.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Start {
     pub(super) position: u32,
     pub(super) seq: u64,
-    #[cfg(loom)]
-    pub(super) weak_acquire: bool,
-    #[cfg(loom)]
-    pub(super) weak_release: bool,
-}
-
-impl Start {
-    /// How a sender reads the credits word.
-    #[inline]
-    fn credits_load(&self) -> Ordering {
-        #[cfg(loom)]
-        if self.weak_acquire {
-            return Ordering::Relaxed;
-        }
-        Ordering::Acquire
-    }
-
-    /// How the drain writes the credits word.
-    #[inline]
-    pub(super) fn credits_store(&self) -> Ordering {
-        #[cfg(loom)]
-        if self.weak_release {
-            return Ordering::Relaxed;
-        }
-        Ordering::Release
-    }
 }
 
 /// The callers' side of all lanes; shared through an [`Arc`].
@@ -342,7 +317,7 @@ impl Lanes {
     fn reserve(&self, lane: &Lane, body_len: usize) -> Result<Reserved, SendError> {
         let units = body_len.div_ceil(UNIT_BYTES) as u32;
         let seen = lane.reservation.0.load(Ordering::Relaxed);
-        let credits = lane.credits.0.load(self.start.credits_load());
+        let credits = lane.credits.0.load(acquire(Point::CreditsToReserve));
         // One try here, all others out of line: a loop would make every send keep more at hand.
         match lane.try_reserve(units, Word(seen), Word(credits)) {
             Some(reserved) => Ok(reserved),
@@ -356,18 +331,18 @@ impl Lanes {
     #[inline(never)]
     fn reserve_again(&self, lane: &Lane, units: u32) -> Result<Reserved, SendError> {
         loop {
-            let seen = Word(lane.reservation.0.load(Ordering::Acquire));
+            let seen = Word(lane.reservation.0.load(acquire(Point::ClosedSeen)));
             if seen.is_closed() {
-                let stopped = self.stopped.load(Ordering::Acquire);
+                let stopped = self.stopped.load(Ordering::Relaxed);
                 let reason = if stopped { SendError::Stopped } else { SendError::Closed };
                 return Err(lane.refuse(reason));
             }
-            let credits = Word(lane.credits.0.load(self.start.credits_load()));
+            let credits = Word(lane.credits.0.load(acquire(Point::CreditsToRetry)));
             if let Some(reserved) = lane.try_reserve(units, seen, credits) {
                 return Ok(reserved);
             }
             if lane.room(units, seen, credits).is_none()
-                && lane.reservation.0.load(Ordering::Acquire) == seen.0
+                && lane.reservation.0.load(Ordering::Relaxed) == seen.0
             {
                 return Err(lane.refuse(SendError::Full));
             }
@@ -389,13 +364,13 @@ impl Lanes {
     /// Refuses every later send with `Closed`. What was accepted before stays accepted.
     pub fn close(&self) {
         for lane in &self.lanes {
-            lane.reservation.0.fetch_or(Word::CLOSED, Ordering::AcqRel);
+            lane.reservation.0.fetch_or(Word::CLOSED, release(Point::Close));
         }
     }
 
     /// As [`Lanes::close`], but later sends say `Stopped`: the flusher has panicked.
     pub fn stop(&self) {
-        self.stopped.store(true, Ordering::Release);
+        self.stopped.store(true, Ordering::Relaxed);
         self.close();
     }
 
