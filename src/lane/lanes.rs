@@ -5,7 +5,7 @@ use super::options::LaneOptions;
 use super::orderings::{Point, acquire, release};
 use super::queue::Queue;
 use super::thread_id;
-use super::word::{UNIT_BYTES, Word};
+use super::word::{SEQ_MASK, UNIT_BYTES, Word};
 use crate::error::SendError;
 use crate::record::{ANY_PARTITION, HEADERS_MAX, Header, Shape, TopicId};
 use crate::sync::{AtomicBool, AtomicU64, Ordering};
@@ -187,6 +187,11 @@ impl Lanes {
     /// Does now what the calling thread's first send would do: draws the thread's number.
     pub fn register_thread() {
         thread_id::current();
+    }
+
+    /// The calling thread's lane, by number.
+    pub fn lane_number(&self) -> usize {
+        thread_id::current() as usize & (self.lanes.len() - 1)
     }
 
     /// The options that the lanes were made with.
@@ -383,6 +388,13 @@ impl Lanes {
     /// Counts a refusal that was decided outside the lanes (`NoReceipt`), and hands it back.
     pub fn count_refusal(&self, reason: SendError) -> SendError {
         self.lane_of_thread().refuse(reason)
+    }
+
+    /// Records reserved since the sum of all lane sequences, modulo 2^31, was that of `before`.
+    pub fn reserved_since(&self, before: u32) -> u64 {
+        let of = |lane: &Lane| Word(lane.reservation.0.load(Ordering::Relaxed)).seq();
+        let now = self.lanes.iter().map(of).fold(0, u32::wrapping_add);
+        u64::from(now.wrapping_sub(before) & SEQ_MASK)
     }
 
     /// Refusals by reason so far, in the order of [`SendError::ALL`].

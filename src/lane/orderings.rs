@@ -59,7 +59,7 @@ pub(super) fn release(point: Point) -> Ordering {
     unless_weak(point, Ordering::Release)
 }
 
-#[cfg(all(test, not(loom)))]
+#[cfg(all(test, not(any(loom, miri))))]
 mod tests {
     /// What loom can't weaken it can't prove: no file of the room orders anything by itself.
     #[test]

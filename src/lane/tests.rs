@@ -539,7 +539,7 @@ impl Model {
 
 proptest! {
     #![proptest_config(ProptestConfig {
-        cases: many(2_000) as u32,
+        cases: if cfg!(miri) { 2 } else { 2_000 },
         failure_persistence: None,
         ..ProptestConfig::default()
     })]
