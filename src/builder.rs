@@ -283,10 +283,9 @@ impl Builder {
         })
         .map_err(io("reserving the lanes' memory"))?;
         let receipts = Arc::new(Receipts::new(config.receipts_max));
-        let memory_bytes = config.lanes * (config.lane_bytes + config.lane_slots * 68)
-            + receipts.memory_bytes();
-        let shared =
-            Arc::new(Shared::new(lanes, topics.clone(), receipts, waker.clone()));
+        let memory_bytes =
+            config.lanes * (config.lane_bytes + config.lane_slots * 68) + receipts.memory_bytes();
+        let shared = Arc::new(Shared::new(lanes, topics.clone(), receipts, waker.clone()));
 
         let link = Arc::new(KeeperLink::new().map_err(io("making an eventfd"))?);
         let (wal, keeper) = match wal {
@@ -321,7 +320,7 @@ impl Builder {
         flusher.publish(clock.now_ns());
         let threads = Threads::start(flusher, keeper, &shared)
             .map_err(io("starting the pipeline's threads"))?;
-        Ok(Pipeline::new(shared, clock, threads, config.drop_timeout))
+        Ok(Pipeline::new(shared, clock, threads, config.drop_timeout, config.loss_window))
     }
 }
 

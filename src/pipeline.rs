@@ -4,7 +4,6 @@ use crate::clock::Clock;
 use crate::error::TopicError;
 use crate::flusher::Flusher;
 use crate::keeper::Keeper;
-use crate::lane::Lanes;
 use crate::receipt::Waiting;
 use crate::shared::Shared;
 use crate::stats::{CloseReport, Stats};
@@ -17,10 +16,14 @@ use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// A gap in the flusher's looks that counts as a state.
 const FLUSHER_STALLED_NS: u64 = 1_000_000_000;
+/// After its deadline, `close` waits no longer for a flusher that did nothing for so long.
+const FLUSHER_GONE: Duration = Duration::from_secs(10);
+/// How often `close` looks whether the flusher lives.
+const CLOSE_LOOK: Duration = Duration::from_millis(20);
 
 /// The threads of one pipeline, to be joined in this order.
 pub(crate) struct Threads {
@@ -53,6 +56,26 @@ impl Threads {
         Ok(Threads { flusher, keeper })
     }
 
+    /// Waits for the flusher's end. False when `deadline` is over and it does nothing any more.
+    fn wait_for_flusher(&self, shared: &Shared, deadline: Option<Instant>) -> bool {
+        let mut life = (shared.steps.load(Ordering::Acquire), Instant::now());
+        loop {
+            let mut has_ended =
+                || shared.published.lock().closed.is_some() || self.flusher.is_finished();
+            if shared.wait_until(CLOSE_LOOK, &mut has_ended) {
+                return true;
+            }
+            let steps = shared.steps.load(Ordering::Acquire);
+            if steps != life.0 {
+                life = (steps, Instant::now());
+            }
+            let is_late = deadline.is_some_and(|deadline| Instant::now() >= deadline);
+            if is_late && life.1.elapsed() > FLUSHER_GONE {
+                return false;
+            }
+        }
+    }
+
     fn join(self) {
         // A panic was caught inside and told; join can't fail for another reason.
         let _ = self.flusher.join();
@@ -71,6 +94,8 @@ pub struct Pipeline {
     clock: Arc<dyn Clock>,
     threads: Mutex<Option<Threads>>,
     drop_timeout: Duration,
+    /// `None` where nothing is journaled by age.
+    loss_window: Option<Duration>,
     /// The process that the threads belong to.
     owner: u32,
 }
@@ -103,8 +128,10 @@ impl Pipeline {
         clock: Arc<dyn Clock>,
         threads: Threads,
         drop_timeout: Duration,
+        loss_window: Option<Duration>,
     ) -> Self {
-        Pipeline { shared, clock, threads: Mutex::new(Some(threads)), drop_timeout, owner: std::process::id() }
+        let threads = Mutex::new(Some(threads));
+        Pipeline { shared, clock, threads, drop_timeout, loss_window, owner: std::process::id() }
     }
 
     /// A topic to send to. The name is interned once; asking again is cheap, not free.
@@ -122,9 +149,10 @@ impl Pipeline {
     }
 
     /// Does now what the calling thread's first send would do (drawing its number), so that
-    /// not even the first is slower.
-    pub fn register_thread(&self) {
-        Lanes::register_thread();
+    /// not even the first is slower. Returns the thread's lane, as
+    /// [`States::stalled_lanes`](crate::stats::States::stalled_lanes) names it.
+    pub fn register_thread(&self) -> usize {
+        self.shared.lanes.lane_number()
     }
 
     /// Waits until a broker is connected and every topic asked for is known, at most `timeout`.
@@ -142,7 +170,8 @@ impl Pipeline {
             return Ok(());
         }
         let sink = self.shared.published.lock().sink.clone();
-        let what = if sink.connected { "topics aren't known yet" } else { "no broker is connected" };
+        let what =
+            if sink.connected { "topics aren't known yet" } else { "no broker is connected" };
         let reason = match sink.last_error {
             Some(error) => format!("{what} ({error})"),
             None => what.to_owned(),
@@ -174,15 +203,37 @@ impl Pipeline {
         }
     }
 
-    /// The newest snapshot: at most one look (10 ms) old while anything moves.
+    /// The newest snapshot: at most one look (10 ms) old while anything moves. While the flusher
+    /// stands, what was sent since its last look is added to `accepted` and `in_lanes`.
     #[must_use]
     pub fn stats(&self) -> Stats {
-        let mut stats = self.shared.published.lock().stats.clone();
+        let (mut stats, reserved, is_open) = {
+            let published = self.shared.published.lock();
+            (published.stats.clone(), published.reserved, published.closed.is_none())
+        };
         let heartbeat_ns = self.shared.heartbeat_ns.load(Ordering::Acquire);
-        let is_open = self.shared.published.lock().closed.is_none();
         let silent_ns = self.clock.now_ns().saturating_sub(heartbeat_ns);
-        stats.states.flusher_stalled = is_open && heartbeat_ns > 0 && silent_ns > FLUSHER_STALLED_NS;
+        if is_open && heartbeat_ns > 0 && silent_ns > FLUSHER_STALLED_NS {
+            let since = self.shared.lanes.reserved_since(reserved);
+            self.add_silence(&mut stats, silent_ns / 1_000_000, since);
+        }
         stats
+    }
+
+    /// What the flusher would say if it didn't stand: for `silent_ms`, while `since` more came.
+    fn add_silence(&self, stats: &mut Stats, silent_ms: u64, since: u64) {
+        stats.states.flusher_stalled = true;
+        stats.books.accepted += since;
+        stats.books.in_lanes += since;
+        stats.unsafe_records += since;
+        if stats.unsafe_records > 0 {
+            stats.oldest_unsafe_ms += silent_ms;
+        }
+        let is_late = |w: Duration| u128::from(stats.oldest_unsafe_ms) > w.as_millis();
+        if stats.wal.is_some() && self.loss_window.is_some_and(is_late) && !stats.states.exposed {
+            stats.states.exposed = true;
+            stats.exposed_count += 1;
+        }
     }
 
     /// Ends the intake (`send` says `Closed` from here on), gives Kafka until `timeout` to take
@@ -191,7 +242,8 @@ impl Pipeline {
     ///
     /// # Errors
     /// When a thread of the pipeline had stopped after a panic: what it said. In a forked child,
-    /// which has none of the threads.
+    /// which has none of the threads. When the flusher stands and has done nothing for 10 s, the
+    /// timeout being over: should it go on, it ends in good order, and closing again says how.
     pub fn close(&self, timeout: Duration) -> Result<CloseReport, CloseError> {
         if self.is_forked() {
             return Err(CloseError {
@@ -202,8 +254,15 @@ impl Pipeline {
         let timeout_ns = u64::try_from(timeout.as_nanos()).unwrap_or(u64::MAX);
         self.shared.ask_close(self.clock.now_ns().saturating_add(timeout_ns));
         let mut threads = self.threads.lock();
-        if let Some(threads) = threads.take() {
-            threads.join();
+        if let Some(running) = threads.take() {
+            if !running.wait_for_flusher(&self.shared, Instant::now().checked_add(timeout)) {
+                *threads = Some(running);
+                return Err(CloseError {
+                    why: format!("the flusher has done nothing for {} s", FLUSHER_GONE.as_secs()),
+                    stats: Box::new(self.stats()),
+                });
+            }
+            running.join();
         }
         let published = self.shared.published.lock();
         if let Some(why) = &published.stopped {
@@ -216,11 +275,11 @@ impl Pipeline {
     }
 }
 
-/// `close` found that a thread of the pipeline had stopped.
+/// `close` found that a thread of the pipeline had stopped, or stands.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 #[error("the pipeline had stopped: {why}")]
 pub struct CloseError {
-    /// What the panic said.
+    /// What the panic said, or what stands.
     pub why: String,
     /// The last snapshot.
     pub stats: Box<Stats>,

@@ -32,6 +32,8 @@ pub(crate) struct Shared {
     flush_done: AtomicU64,
     /// The deadline of `close` on the flusher's clock, 0 while nobody closes.
     close_deadline_ns: AtomicU64,
+    /// Grows with each look and each batch of appends: a flusher whose count stands, stands.
+    pub(crate) steps: AtomicU64,
     /// When the flusher last looked.
     pub(crate) heartbeat_ns: AtomicU64,
     waiters: AtomicU32,
@@ -51,6 +53,8 @@ pub(crate) struct Published {
     pub(crate) sink: SinkState,
     pub(crate) closed: Option<CloseReport>,
     pub(crate) stopped: Option<String>,
+    /// The sum of the lanes' sequences when `stats` was filled, modulo 2^32.
+    pub(crate) reserved: u32,
 }
 
 impl Shared {
@@ -69,6 +73,7 @@ impl Shared {
             flush_asked: AtomicU64::new(0),
             flush_done: AtomicU64::new(0),
             close_deadline_ns: AtomicU64::new(0),
+            steps: AtomicU64::new(0),
             heartbeat_ns: AtomicU64::new(0),
             waiters: AtomicU32::new(0),
             gate: Mutex::new(()),
@@ -84,6 +89,11 @@ impl Shared {
         let number = self.flush_asked.fetch_add(1, Ordering::AcqRel) + 1;
         self.waker.wake();
         number
+    }
+
+    /// The flusher got on.
+    pub(crate) fn step(&self) {
+        self.steps.fetch_add(1, Ordering::Release);
     }
 
     pub(crate) fn flush_asked(&self) -> u64 {

@@ -182,6 +182,9 @@ pub struct States {
     pub paused_partitions: u32,
     /// A thread reserved room in a lane more than 100 ms ago and has not finished its record.
     pub lane_stalled: bool,
+    /// Which lanes that holds for. [`Pipeline::register_thread`](crate::Pipeline::register_thread)
+    /// tells a thread its lane.
+    pub stalled_lanes: Vec<usize>,
     /// The flusher has not looked for more than a second.
     pub flusher_stalled: bool,
     /// The flusher or keeper stopped after a panic: what it said.

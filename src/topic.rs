@@ -71,8 +71,9 @@ impl Topic {
     /// Sends a value that `encode` writes in place: it gets room for `len_max` bytes (whose
     /// content is arbitrary) and returns how many it wrote. The room is taken for `len_max`.
     ///
-    /// A panic in `encode` sends nothing and goes on to the caller. While `encode` runs, later
-    /// records of this lane can't leave it: keep it short.
+    /// A panic in `encode` sends nothing and goes on to the caller. While `encode` runs, the room of
+    /// later records of this lane doesn't come back, and once it is used up the lane refuses: keep
+    /// it short.
     ///
     /// # Errors
     /// See [`SendError`]; [`SendError::BadLength`] when `encode` returned more than `len_max`.

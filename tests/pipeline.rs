@@ -2,7 +2,9 @@
 
 use forebay::sink::{Opaque, ProduceError, RecordView, Report, Scope, Sink, SinkState};
 use forebay::{Level, MemorySink, OpenError, Pipeline, ReceiptError, SendError};
+use std::future::Future;
 use std::path::Path;
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 const SOON: Duration = Duration::from_secs(20);
@@ -69,6 +71,27 @@ fn healthy_records_arrive_in_order_and_never_touch_the_log() {
         assert_eq!(numbers_of(&records, t), (0..5_000).collect::<Vec<_>>());
     }
     println!("{} records delivered, {} spilled", books.delivered, books.spilled);
+}
+
+#[test]
+fn a_flush_covers_everything_that_was_sent_before_it() {
+    let pipeline = small().at_most_once().sink(MemorySink::new()).open().unwrap();
+    let rounds = 3_000;
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                let topic = pipeline.topic("t").unwrap();
+                for n in 0..rounds {
+                    // Whatever else is in the lanes, this one must be final after the flush.
+                    let mut receipt = std::pin::pin!(topic.record(b"x").send_tracked().unwrap());
+                    pipeline.flush(SOON).unwrap();
+                    let now = receipt.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+                    assert_eq!(now, Poll::Ready(Ok(())), "round {n}: flushed and not final");
+                }
+            });
+        }
+    });
+    assert_eq!(pipeline.close(SOON).unwrap().stats.books.delivered, 2 * rounds);
 }
 
 #[test]

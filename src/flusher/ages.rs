@@ -35,6 +35,12 @@ impl Ages {
         (self.last_ns, self.last_head, self.last_used) = (now_ns, head, used);
     }
 
+    /// Nothing that is in the lane at `now_ns` was published before; `head` is what is reserved.
+    pub(super) fn begin(&mut self, now_ns: u64, head: u64) {
+        self.notes.clear();
+        self.notes.push_back((now_ns, head));
+    }
+
     /// The bytes in use after the flusher has released what it could.
     pub(super) fn settled(&mut self, used: u64) {
         self.last_used = used;

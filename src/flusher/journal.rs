@@ -23,10 +23,13 @@ impl Flusher {
             return;
         }
         for i in 0..self.lanes.len() {
+            // With nothing held, what fills the lane stands behind a record that its sender
+            // hasn't finished: the log frees none of it.
             let is_high = |f: &mut Flusher| {
                 let look = f.drain.look(i);
-                look.used_bytes * HIGH_MARK_PARTS > f.lane_bytes
-                    || look.used_slots * HIGH_MARK_PARTS > f.lane_slots
+                let is_full = look.used_bytes * HIGH_MARK_PARTS > f.lane_bytes
+                    || look.used_slots * HIGH_MARK_PARTS > f.lane_slots;
+                is_full && look.held + look.queued as u64 > 0
             };
             if is_high(self) {
                 // What is still in the lane can only be journaled once it has a number.
@@ -56,6 +59,7 @@ impl Flusher {
             let Some(wal) = &mut self.wal else { return false };
             let Some(record) = self.drain.view(&frame) else { return false };
             let appended = if prepared < record.body.len() as u64 {
+                self.shared.step();
                 prepared = PREPARE_BYTES.max(record.body.len() as u64);
                 wal.prepare_batch(prepared).and_then(|()| wal.append(lsn, &record))
             } else {

@@ -11,9 +11,9 @@ mod publish;
 #[cfg(test)]
 mod read_tests;
 mod room;
+pub(crate) mod run;
 #[cfg(test)]
 mod tests;
-pub(crate) mod run;
 
 use crate::clock::Clock;
 use crate::config::WalFull;
@@ -100,7 +100,7 @@ pub(crate) struct Flusher {
     flushes: VecDeque<FlushTicket>,
     flush_seen: u64,
     names: Vec<Arc<str>>,
-    lane_stalled: bool,
+    stalled_lanes: Vec<usize>,
     /// The sink's state knows of every topic announced; it is to be published.
     announced: bool,
     rebuilding: bool,
@@ -115,8 +115,44 @@ pub(crate) struct Flusher {
 struct LaneState {
     ages: Ages,
     look: LaneLook,
-    /// Since when the oldest unpopped record is reserved and not published.
-    hole: Option<(u64, u64)>,
+    hole: Option<Hole>,
+}
+
+impl LaneState {
+    /// When the oldest record that waits in the lane came, if one does. One that its sender is
+    /// still at isn't accepted, and has no age.
+    fn oldest_ns(&mut self) -> Option<u64> {
+        if self.look.queued == 0 {
+            return None;
+        }
+        self.ages.oldest(self.look.oldest_unpopped)
+    }
+}
+
+/// The lowest record of a lane that isn't popped. It is a hole, its sender still at it, once all
+/// that was published when it was first seen has been popped without it.
+#[derive(Clone, Copy)]
+struct Hole {
+    seq: u64,
+    since_ns: u64,
+    published: u64,
+    /// It is a hole, and has been for longer than [`LANE_STALLED_NS`].
+    is_stalled: bool,
+}
+
+impl Hole {
+    /// What `look` at `now_ns` says of the hole that was there before, if any.
+    fn of(before: Option<Hole>, look: &LaneLook, now_ns: u64) -> Option<Hole> {
+        if look.unpublished() == 0 {
+            return None;
+        }
+        let seq = look.oldest_unpopped;
+        let first = Hole { seq, since_ns: now_ns, published: look.published(), is_stalled: false };
+        let hole = before.filter(|hole| hole.seq == seq).unwrap_or(first);
+        let is_stalled =
+            look.popped >= hole.published && now_ns.saturating_sub(hole.since_ns) > LANE_STALLED_NS;
+        Some(Hole { is_stalled, ..hole })
+    }
 }
 
 /// Counters and histograms that only the flusher moves.
@@ -240,7 +276,7 @@ impl Flusher {
             flushes: VecDeque::new(),
             flush_seen: 0,
             names: Vec::new(),
-            lane_stalled: false,
+            stalled_lanes: Vec::new(),
             announced: false,
             rebuilding: false,
             instance_broken: None,
@@ -265,8 +301,12 @@ impl Flusher {
         self.forgive_wal(now_ns);
         self.serve(now_ns);
         self.set_aside_parked();
+        // Before the lanes: what was sent before a request was made is seen at the look after.
+        let asked = self.shared.flush_asked();
+        let is_asked = self.take_requests();
         let waiting = self.look_at_lanes(now_ns);
-        let hurry = self.take_requests() || !self.flushes.is_empty() || self.close.is_some();
+        self.open_flush(asked);
+        let hurry = is_asked || !self.flushes.is_empty() || self.close.is_some();
         let cutoff_ns = policy::journal_cutoff_ns(&self.timing, self.worst_look_ns, now_ns);
         let too_old = self.wal.is_some()
             && waiting.oldest_ns.zip(cutoff_ns).is_some_and(|(oldest, cutoff)| oldest <= cutoff);
@@ -295,20 +335,23 @@ impl Flusher {
         let faded = self.worst_look_ns - self.worst_look_ns / 8;
         self.worst_look_ns = gap.max(faded).max(policy::LOOK_MAX_NS);
         self.figures.looks += 1;
+        self.shared.step();
         self.figures.look_gap_us.saturating_record((gap / 1000).max(1));
         self.shared.heartbeat_ns.store(now_ns.max(1), crate::sync::Ordering::Release);
     }
 
     /// Notes what is in the lanes, and says what of it waits.
     fn look_at_lanes(&mut self, now_ns: u64) -> Waiting {
-        let mut waiting =
-            Waiting { records: self.seq.waiting_in_memory(), ..Waiting::default() };
-        let mut stalled = false;
+        let mut waiting = Waiting { records: self.seq.waiting_in_memory(), ..Waiting::default() };
         for (i, lane) in self.lanes.iter_mut().enumerate() {
             let look = self.drain.look(i);
             self.changed |= look != lane.look;
             lane.look = look;
             lane.ages.note(now_ns, look.head_seq, look.used_bytes);
+            if look.queued == 0 {
+                // What is still unpopped is in its sender's hands, and accepted from now on.
+                lane.ages.begin(now_ns, look.head_seq);
+            }
             waiting.records += look.queued as u64;
             if look.queued > 0 {
                 waiting.bytes += look.used_bytes;
@@ -316,22 +359,14 @@ impl Flusher {
                     >= self.lane_bytes
                     || look.used_slots * policy::FLUSH_MARK_PARTS >= self.lane_slots;
             }
-            let oldest = lane.ages.oldest(look.oldest_unpopped);
+            let oldest = lane.oldest_ns();
             waiting.oldest_ns = match (waiting.oldest_ns, oldest) {
                 (Some(a), Some(b)) => Some(a.min(b)),
                 (a, b) => a.or(b),
             };
-            // A hole: reserved, and the queue has nothing before it or at all.
-            let hole = look.unpublished() > 0;
-            lane.hole = match lane.hole {
-                Some((seq, since)) if hole && seq == look.oldest_unpopped => Some((seq, since)),
-                _ if hole => Some((look.oldest_unpopped, now_ns)),
-                _ => None,
-            };
-            stalled |=
-                lane.hole.is_some_and(|(_, since)| now_ns.saturating_sub(since) > LANE_STALLED_NS);
+            lane.hole = Hole::of(lane.hole, &look, now_ns);
         }
-        self.set_lane_stalled(stalled);
+        self.set_stalled_lanes();
         waiting
     }
 
@@ -375,14 +410,17 @@ impl Flusher {
         }
     }
 
-    /// New requests of callers. True when somebody waits for a flush now.
-    fn take_requests(&mut self) -> bool {
-        let asked = self.shared.flush_asked();
+    /// A flush that was asked for before the lanes were looked at: for all that was published.
+    fn open_flush(&mut self, asked: u64) {
         if asked > self.flush_seen {
             self.flush_seen = asked;
-            let heads = self.lanes.iter().map(|l| l.look.head_seq).collect();
+            let heads = self.lanes.iter().map(|l| l.look.published()).collect();
             self.flushes.push_back(FlushTicket { number: asked, heads, target: Lsn(u64::MAX) });
         }
+    }
+
+    /// New requests of callers. True when somebody waits for a receipt now.
+    fn take_requests(&mut self) -> bool {
         if self.close.is_none() {
             self.close = self.shared.close_deadline_ns();
         }
@@ -436,7 +474,8 @@ impl Flusher {
         let mut to_mark: Option<u64> = None;
         for lane in &mut self.lanes {
             lane.ages.settled(lane.look.used_bytes);
-            let room = (self.lane_bytes / policy::HIGH_MARK_PARTS).saturating_sub(lane.look.used_bytes);
+            let room =
+                (self.lane_bytes / policy::HIGH_MARK_PARTS).saturating_sub(lane.look.used_bytes);
             if let Some(t) = lane.ages.until_full_ns(room) {
                 to_mark = Some(to_mark.map_or(t, |m| m.min(t)));
             }

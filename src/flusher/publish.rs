@@ -1,6 +1,6 @@
 //! Owns what the flusher tells the world after a look: the snapshot, the checkpoint, the waiters.
 
-use super::Flusher;
+use super::{Flusher, LaneState};
 use crate::record::TopicId;
 use crate::sequence::Books;
 use crate::stats::{BookTotals, Percentiles, States, Stats, TopicStats, WalStats};
@@ -18,14 +18,22 @@ fn percentiles(h: &Histogram<u64>) -> Percentiles {
 }
 
 impl Flusher {
-    pub(super) fn set_lane_stalled(&mut self, stalled: bool) {
-        if self.lane_stalled != stalled {
-            self.lane_stalled = stalled;
-            self.changed = true;
-            if stalled {
-                tracing::warn!("a thread reserved room in a lane and has not finished its record");
-            }
+    /// Notes which lanes have a record that its thread doesn't finish.
+    pub(super) fn set_stalled_lanes(&mut self) {
+        let is_stalled = |l: &LaneState| l.hole.is_some_and(|hole| hole.is_stalled);
+        let now = self.lanes.iter().enumerate().filter(|(_, l)| is_stalled(l)).map(|(i, _)| i);
+        if now.clone().eq(self.stalled_lanes.iter().copied()) {
+            return;
         }
+        let now: Vec<usize> = now.collect();
+        for lane in now.iter().filter(|lane| !self.stalled_lanes.contains(lane)) {
+            tracing::warn!(
+                lane,
+                "a thread reserved room in a lane and has not finished its record"
+            );
+        }
+        self.stalled_lanes = now;
+        self.changed = true;
     }
 
     /// Publishes the snapshot if anything changed, and lets every waiter look.
@@ -46,12 +54,13 @@ impl Flusher {
         // An age grows without anything changing: it is republished as long as there is one.
         if self.changed || oldest_unsafe_ns.is_some() || self.shared.has_waiters() {
             self.changed = false;
-            let totals = self.totals();
+            let (totals, reserved) = self.totals();
             if let Some(keeper) = &self.keeper {
                 keeper.offer(|data| self.fill_checkpoint(data, &totals));
             }
             let mut published = self.shared.published.lock();
             self.fill_stats(&mut published.stats, totals, age_ns);
+            published.reserved = reserved;
             published.sink.clone_from(&self.sink_state);
             if std::mem::take(&mut self.announced) {
                 self.shared.announcement_published();
@@ -60,16 +69,17 @@ impl Flusher {
         self.shared.notify();
     }
 
-    /// The totals as of the last look at the lanes.
-    fn totals(&mut self) -> BookTotals {
-        let (mut accepted, mut in_lanes) = (0, 0);
+    /// The totals as of a look at the lanes, and the sum of their sequences then.
+    fn totals(&mut self) -> (BookTotals, u32) {
+        let (mut accepted, mut in_lanes, mut reserved) = (0, 0, 0u32);
         for i in 0..self.lanes.len() {
             let look = self.look_again(i);
+            reserved = reserved.wrapping_add(look.head_seq as u32);
             accepted += look.head_seq - look.padding;
             in_lanes += look.head_seq - look.popped;
         }
         let books: &Books = self.seq.books();
-        BookTotals {
+        let totals = BookTotals {
             accepted,
             in_lanes,
             recovered: books.recovered(),
@@ -83,13 +93,14 @@ impl Flusher {
             refused: self.shared.lanes.refused().iter().sum(),
             duplicates_possible: self.figures.handed_before + books.duplicates_possible,
             reordered: books.reordered,
-        }
+        };
+        (totals, reserved)
     }
 
     fn oldest_unsafe_ns(&mut self) -> Option<u64> {
         let mut oldest = self.seq.oldest_unsafe_ns();
         for lane in &mut self.lanes {
-            if let Some(t) = lane.ages.oldest(lane.look.oldest_unpopped) {
+            if let Some(t) = lane.oldest_ns() {
                 oldest = Some(oldest.map_or(t, |o| o.min(t)));
             }
         }
@@ -153,7 +164,8 @@ impl Flusher {
             exposed: f.exposed,
             rebuilding: self.rebuilding,
             paused_partitions: s.paused_partitions,
-            lane_stalled: self.lane_stalled,
+            lane_stalled: !self.stalled_lanes.is_empty(),
+            stalled_lanes: self.stalled_lanes.clone(),
             flusher_stalled: false,
             stopped: stats.states.stopped.take(),
         };

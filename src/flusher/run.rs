@@ -106,6 +106,7 @@ impl Flusher {
         }
         let mut until_ns = self.clock.now_ns() + LAST_JOURNAL_NS;
         loop {
+            self.shared.step();
             for i in 0..self.lanes.len() {
                 self.look_again(i);
             }

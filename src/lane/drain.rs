@@ -7,6 +7,7 @@
 
 use super::lanes::{Descriptor, Lanes, PADDING, Start};
 use super::options::LaneOptions;
+use super::orderings::{Point, release};
 use super::word::{UNIT_BYTES, Word, widen};
 use crate::record::{RecordView, Shape, TopicId};
 use crate::sync::{Ordering, StaticAtomicU64};
@@ -44,6 +45,8 @@ struct Side {
     credited: Word,
     popped: u64,
     padding: u64,
+    /// Popped and not released.
+    held: u64,
 }
 
 /// A record that was popped and not released yet: where it lies, and all about it but its bytes.
@@ -122,6 +125,8 @@ pub struct LaneLook {
     pub padding: u64,
     /// Descriptors in the queue.
     pub queued: usize,
+    /// Frames that are popped and not released.
+    pub held: u64,
     /// Bytes of the arena that are reserved and not released.
     pub used_bytes: u64,
     /// Slots that are reserved and not released.
@@ -135,10 +140,17 @@ pub struct LaneLook {
 }
 
 impl LaneLook {
+    /// Published so far, padding included: what every send that had returned before the look is
+    /// part of.
+    #[must_use]
+    pub fn published(&self) -> u64 {
+        self.popped + self.queued as u64
+    }
+
     /// Reserved and not yet in the queue: senders between reserve and publish.
     #[must_use]
     pub fn unpublished(&self) -> u64 {
-        self.head_seq.saturating_sub(self.popped + self.queued as u64)
+        self.head_seq.saturating_sub(self.published())
     }
 
     /// Whether the lane is closed and everything was popped.
@@ -180,6 +192,7 @@ impl Drain {
             credited: Word::new(start.position, start.seq as u32),
             popped: start.seq,
             padding: 0,
+            held: 0,
         };
         let sides = (0..lanes.options.lanes).map(side).collect();
         // Relaxed: the numbers only have to differ.
@@ -208,13 +221,14 @@ impl Drain {
         let words = &self.lanes.lanes[lane];
         // The length first: see "Look" in the room's orderings.
         let queued = words.queue.len();
-        let head = Word(words.reservation.0.load(Ordering::Acquire));
+        let head = Word(words.reservation.0.load(Ordering::Relaxed));
         let head_seq = widen(side.released_seq, head.seq());
         LaneLook {
             head_seq,
             popped: side.popped,
             padding: side.padding,
             queued,
+            held: side.held,
             used_bytes: u64::from(head.units_since(side.credited)) * UNIT_BYTES as u64,
             used_slots: head_seq - side.released_seq,
             oldest_unpopped: side.popped_below,
@@ -247,6 +261,7 @@ impl Drain {
         let span = d.span & !PADDING;
         side.table[(seq & mask) as usize] = span | HELD;
         side.popped += 1;
+        side.held += 1;
         // Senders publish in another order than they reserved only when they share a lane.
         while side.popped_below < side.released_seq + mask + 1
             && side.table[(side.popped_below & mask) as usize] & STATE != 0
@@ -312,6 +327,7 @@ impl Drain {
         let side = &mut self.sides[frame.lane as usize];
         let mask = side.table.len() as u64 - 1;
         side.table[(frame.seq & mask) as usize] ^= STATE;
+        side.held -= 1;
         loop {
             let entry = &mut side.table[(side.released_seq & mask) as usize];
             if *entry & STATE != RELEASED {
@@ -338,7 +354,7 @@ impl Drain {
         let now = Word::new(side.released_position, side.released_seq as u32);
         if now != side.credited {
             side.credited = now;
-            self.lanes.lanes[lane].credits.0.store(now.0, self.lanes.start.credits_store());
+            self.lanes.lanes[lane].credits.0.store(now.0, release(Point::Credits));
         }
     }
 }

@@ -2,9 +2,10 @@
 
 use super::arena::Arena;
 use super::options::LaneOptions;
+use super::orderings::{Point, acquire, release};
 use super::queue::Queue;
 use super::thread_id;
-use super::word::{UNIT_BYTES, Word};
+use super::word::{SEQ_MASK, UNIT_BYTES, Word};
 use crate::error::SendError;
 use crate::record::{ANY_PARTITION, HEADERS_MAX, Header, Shape, TopicId};
 use crate::sync::{AtomicBool, AtomicU64, Ordering};
@@ -135,37 +136,11 @@ impl Lane {
     }
 }
 
-/// Where a lane begins to count, and under loom whether to weaken an ordering on purpose.
+/// Where a lane begins to count.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Start {
     pub(super) position: u32,
     pub(super) seq: u64,
-    #[cfg(loom)]
-    pub(super) weak_acquire: bool,
-    #[cfg(loom)]
-    pub(super) weak_release: bool,
-}
-
-impl Start {
-    /// How a sender reads the credits word.
-    #[inline]
-    fn credits_load(&self) -> Ordering {
-        #[cfg(loom)]
-        if self.weak_acquire {
-            return Ordering::Relaxed;
-        }
-        Ordering::Acquire
-    }
-
-    /// How the drain writes the credits word.
-    #[inline]
-    pub(super) fn credits_store(&self) -> Ordering {
-        #[cfg(loom)]
-        if self.weak_release {
-            return Ordering::Relaxed;
-        }
-        Ordering::Release
-    }
 }
 
 /// The callers' side of all lanes; shared through an [`Arc`].
@@ -212,6 +187,11 @@ impl Lanes {
     /// Does now what the calling thread's first send would do: draws the thread's number.
     pub fn register_thread() {
         thread_id::current();
+    }
+
+    /// The calling thread's lane, by number.
+    pub fn lane_number(&self) -> usize {
+        thread_id::current() as usize & (self.lanes.len() - 1)
     }
 
     /// The options that the lanes were made with.
@@ -342,7 +322,7 @@ impl Lanes {
     fn reserve(&self, lane: &Lane, body_len: usize) -> Result<Reserved, SendError> {
         let units = body_len.div_ceil(UNIT_BYTES) as u32;
         let seen = lane.reservation.0.load(Ordering::Relaxed);
-        let credits = lane.credits.0.load(self.start.credits_load());
+        let credits = lane.credits.0.load(acquire(Point::CreditsToReserve));
         // One try here, all others out of line: a loop would make every send keep more at hand.
         match lane.try_reserve(units, Word(seen), Word(credits)) {
             Some(reserved) => Ok(reserved),
@@ -356,18 +336,18 @@ impl Lanes {
     #[inline(never)]
     fn reserve_again(&self, lane: &Lane, units: u32) -> Result<Reserved, SendError> {
         loop {
-            let seen = Word(lane.reservation.0.load(Ordering::Acquire));
+            let seen = Word(lane.reservation.0.load(acquire(Point::ClosedSeen)));
             if seen.is_closed() {
-                let stopped = self.stopped.load(Ordering::Acquire);
+                let stopped = self.stopped.load(Ordering::Relaxed);
                 let reason = if stopped { SendError::Stopped } else { SendError::Closed };
                 return Err(lane.refuse(reason));
             }
-            let credits = Word(lane.credits.0.load(self.start.credits_load()));
+            let credits = Word(lane.credits.0.load(acquire(Point::CreditsToRetry)));
             if let Some(reserved) = lane.try_reserve(units, seen, credits) {
                 return Ok(reserved);
             }
             if lane.room(units, seen, credits).is_none()
-                && lane.reservation.0.load(Ordering::Acquire) == seen.0
+                && lane.reservation.0.load(Ordering::Relaxed) == seen.0
             {
                 return Err(lane.refuse(SendError::Full));
             }
@@ -389,13 +369,13 @@ impl Lanes {
     /// Refuses every later send with `Closed`. What was accepted before stays accepted.
     pub fn close(&self) {
         for lane in &self.lanes {
-            lane.reservation.0.fetch_or(Word::CLOSED, Ordering::AcqRel);
+            lane.reservation.0.fetch_or(Word::CLOSED, release(Point::Close));
         }
     }
 
     /// As [`Lanes::close`], but later sends say `Stopped`: the flusher has panicked.
     pub fn stop(&self) {
-        self.stopped.store(true, Ordering::Release);
+        self.stopped.store(true, Ordering::Relaxed);
         self.close();
     }
 
@@ -408,6 +388,13 @@ impl Lanes {
     /// Counts a refusal that was decided outside the lanes (`NoReceipt`), and hands it back.
     pub fn count_refusal(&self, reason: SendError) -> SendError {
         self.lane_of_thread().refuse(reason)
+    }
+
+    /// Records reserved since the sum of all lane sequences, modulo 2^31, was that of `before`.
+    pub fn reserved_since(&self, before: u32) -> u64 {
+        let of = |lane: &Lane| Word(lane.reservation.0.load(Ordering::Relaxed)).seq();
+        let now = self.lanes.iter().map(of).fold(0, u32::wrapping_add);
+        u64::from(now.wrapping_sub(before) & SEQ_MASK)
     }
 
     /// Refusals by reason so far, in the order of [`SendError::ALL`].

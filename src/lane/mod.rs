@@ -24,21 +24,26 @@
 //!   bytes from sender to drain.
 //! - *Credits*: the drain stores the credits word with Release after its last read of a frame;
 //!   a sender loads it with Acquire before it reserves, so the drain's reads happen before the
-//!   sender's writes. `lane::loom_tests` weakens either one and sees loom object.
+//!   sender's writes.
 //! - *Reservation*: the CAS is Relaxed. The word carries no data: whoever wins owns the range,
 //!   and what was there before is ordered by the credits. The sender reads the reservation word
 //!   first and the credits second; a credits word ahead of a stale reservation word shows as a
 //!   huge difference and is retried.
 //! - *Close*: `fetch_or` of the closed bit. All changes of one word have one order, so no
-//!   reservation follows the bit: what the drain reads with the bit set is final. It is AcqRel,
-//!   and the refused sender reads again with Acquire, so that `stopped`, set before, is seen.
+//!   reservation follows the bit: what the drain reads with the bit set is final. It is Release,
+//!   and the refused sender reads the bit with Acquire, so that `stopped`, set before, is seen.
 //! - *Push never fails*: a sender with a slot credit has at most `lane_slots - 1` records before
 //!   it that are not released, and a record is popped before it is released. The pop happens
 //!   before the credits were stored, so the ring's slot is seen as free. This also holds when
 //!   senders push in another order than they reserved: the one that was overtaken reads the tail
 //!   that the overtaker wrote, and so sees all that the overtaker saw.
 //! - *Look*: the queue's length is read before the reservation word, so that reserved minus
-//!   popped minus queued is never negative.
+//!   popped minus queued is never negative: the length's acquire shows every reservation that
+//!   was made before a push that it counts.
+//!
+//! Each of these has a name in `orderings.rs`; loom weakens one after the other and sees a model
+//! fail each time. Everything else is Relaxed: `stopped` stands behind the closed bit, counters of
+//! refusals and the numbers of threads carry nothing.
 //!
 //! # Limits
 //! A sender stopped between two instructions while a multiple of 2^32 units and 2^31 records
@@ -51,6 +56,7 @@ mod drain;
 mod fork;
 mod lanes;
 mod options;
+mod orderings;
 mod queue;
 mod thread_id;
 mod word;
@@ -60,7 +66,7 @@ mod loom_tests;
 #[cfg(all(test, not(loom)))]
 mod tests;
 
-pub use drain::{Drain, Frame, LaneLook};
 pub use crate::record::NO_RECEIPT;
+pub use drain::{Drain, Frame, LaneLook};
 pub use lanes::{Lanes, OutRecord, SEND_ERRORS};
 pub use options::LaneOptions;

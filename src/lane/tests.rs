@@ -338,12 +338,18 @@ fn accepted_and_closed_are_linear() {
         let close_after = round as u64 * 7 % 500;
         loop {
             for lane in 0..2 {
-                while popped_value(&mut drain, lane).is_some() {
+                // Four that send may be faster than one that pops: not until it is empty.
+                while popped < close_after && popped_value(&mut drain, lane).is_some() {
                     popped += 1;
                 }
             }
             if popped >= close_after {
                 lanes.close();
+                for lane in 0..2 {
+                    while popped_value(&mut drain, lane).is_some() {
+                        popped += 1;
+                    }
+                }
             }
             if (0..2).all(|lane| drain.look(lane).is_drained()) {
                 break;
@@ -539,7 +545,7 @@ impl Model {
 
 proptest! {
     #![proptest_config(ProptestConfig {
-        cases: many(2_000) as u32,
+        cases: if cfg!(miri) { 2 } else { 2_000 },
         failure_persistence: None,
         ..ProptestConfig::default()
     })]

@@ -15,7 +15,8 @@
 pub(super) const UNIT_BYTES: usize = 16;
 /// Most units or slots in a lane.
 pub(super) const LANE_UNITS_MAX: usize = 1 << 28;
-const SEQ_MASK: u32 = u32::MAX >> 1;
+/// A lane sequence has 31 bits in a word.
+pub(super) const SEQ_MASK: u32 = u32::MAX >> 1;
 
 /// A reservation word or a credits word.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
