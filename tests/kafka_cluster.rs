@@ -137,8 +137,10 @@ fn a_leader_stands_still_for_eight_seconds() {
         let old = leader(stage);
         stage.cluster.pause(old);
         assert_eq!(process::state(stage.cluster.pid(old)).unwrap(), 'T');
+        // Its last thread stops a moment after the first.
+        std::thread::sleep(Duration::from_millis(200));
         assert_eq!(growth(stage, old), 0);
-        stage.hold(Duration::from_millis(7_700));
+        stage.hold(Duration::from_millis(7_500));
         assert_eq!(process::state(stage.cluster.pid(old)).unwrap(), 'T');
         assert!(stage.cluster.leader(stage.topic, 0) != Some(old), "nobody took over");
         stage.cluster.resume(old);

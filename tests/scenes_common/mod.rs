@@ -13,7 +13,7 @@ pub mod common;
 use common::{Load, Sent};
 use forebay::{Pipeline, Stats, Topic};
 use forebay_testkit::audit::Audit;
-use forebay_testkit::{Cluster, private_dir, say};
+use forebay_testkit::{Cluster, Consumed, private_dir, say};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -23,6 +23,8 @@ const BEFORE: Duration = Duration::from_millis(1_500);
 const AFTER: Duration = Duration::from_millis(1_500);
 /// What may be in flight: the bound on duplicates of each rebuild.
 const IN_FLIGHT_MAX: u64 = 131_072;
+/// The key of records beside the load.
+const EXTRA: &[u8] = b"extra";
 
 /// Whether the long scenes run too.
 pub fn all() -> bool {
@@ -87,8 +89,8 @@ pub struct Stage<'a> {
     pub cluster: &'a mut Cluster,
     pub pipeline: &'a Pipeline,
     pub topic: &'a str,
-    pub handle: &'a Topic,
-    watch: &'a Watch,
+    handle: &'a Topic,
+    tracked: u64,
     /// Cores used by our threads in the last [`Stage::hold`].
     pub cores: f64,
 }
@@ -99,6 +101,16 @@ impl Stage<'_> {
         let (cpu, start) = (own_cpu(), Instant::now());
         std::thread::sleep(time);
         self.cores = (own_cpu().saturating_sub(cpu)).as_secs_f64() / start.elapsed().as_secs_f64();
+    }
+
+    /// Sends one record more than the load and waits until it is delivered; gives the time.
+    pub fn send_tracked(&mut self) -> Duration {
+        let start = Instant::now();
+        let record = self.handle.record(b"").key(EXTRA).partition(0);
+        let receipt = record.send_tracked().expect("a receipt is free");
+        receipt.wait(forebay::Level::Delivered, Duration::from_secs(120)).expect("it is delivered");
+        self.tracked += 1;
+        start.elapsed()
     }
 
     /// Waits until a record is delivered that wasn't yet; gives the time that took.
@@ -173,21 +185,26 @@ pub fn play(
     fault: impl FnOnce(&mut Stage<'_>) -> String,
 ) -> Outcome {
     let name = scene.name;
-    let topic_name = scene.topic.unwrap_or_else(|| cluster.topic("scene", common::PARTITIONS, &[]));
+    let topic_name = scene.topic.unwrap_or_else(|| {
+        // The broker's clock stamps the records: their gaps are the gaps of what was appended.
+        let stamped = [("message.timestamp.type", "LogAppendTime")];
+        cluster.topic("scene", common::PARTITIONS, &stamped)
+    });
     let brokers = if scene.proxied { cluster.proxied() } else { cluster.brokers() };
     let dir = private_dir();
     let mut builder = Pipeline::builder().brokers(brokers).wal_dir(dir.path());
+    if let Ok(t) = std::env::var("XT") { builder = builder.extra("socket.timeout.ms", t); }
     for (property, value) in scene.extra {
         builder = builder.extra(property, value);
     }
     let pipeline = builder.open().expect("it opens");
     let topic = pipeline.topic(&topic_name).expect("a good name");
     pipeline.ready(Duration::from_secs(60)).expect("the brokers are there");
-    topic.record(b"").key(b"first").partition(0).send().expect("there is room");
+    topic.record(b"").key(EXTRA).partition(0).send().expect("there is room");
     common::flush(&pipeline);
 
     let watch = Watch::default();
-    let (sent, words, healthy, faulted) = std::thread::scope(|scope| {
+    let (sent, words, healthy, faulted, tracked) = std::thread::scope(|scope| {
         scope.spawn(|| watch.run(&pipeline));
         let load = Load::start(&topic, 2, rate(), u64::MAX);
         let mut stage = Stage {
@@ -195,18 +212,18 @@ pub fn play(
             pipeline: &pipeline,
             topic: &topic_name,
             handle: &topic,
-            watch: &watch,
+            tracked: 1,
             cores: 0.0,
         };
         stage.hold(BEFORE);
         let healthy = std::mem::take(&mut stage.cores);
         // A fault that fails must end the threads too.
         let words = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| fault(&mut stage)));
-        let faulted = stage.cores;
+        let (faulted, tracked) = (stage.cores, stage.tracked);
         std::thread::sleep(AFTER);
         let sent = load.stop();
         watch.ended.store(true, Ordering::Relaxed);
-        (sent, words, healthy, faulted)
+        (sent, words, healthy, faulted, tracked)
     });
     let words = words.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
     let backlog = pipeline.stats().books.in_wal;
@@ -217,14 +234,14 @@ pub fn play(
 
     let counts = common::counts(&sent);
     let mut records = cluster.oracle().read(&topic_name).expect("the topic is read");
-    records.retain(|r| r.key.as_deref() != Some(b"first"));
+    records.retain(|r| r.key.as_deref() != Some(EXTRA));
     let audit = Audit::new(&records, common::stream);
     let seen = *watch.seen.lock().unwrap();
     let refused: u64 = sent.iter().map(|s: &Sent| s.refused).sum();
     let books = &report.stats.books;
     say(&format!(
         "scene {name}: accepted {}, delivered {}, lost {}, duplicates {}, disorder {}, spilled {}, \
-         refused {refused}, gap {:.1?}, drain {drain:.1?} of {backlog}, oldest unsafe {} ms, \
+         refused {refused}, longest gap {:.1?} of a partition's appends, {:.1?} of reports, drain {drain:.1?} of {backlog}, oldest unsafe {} ms, \
          rebuilds {}, cores {healthy:.2} healthy {faulted:.2} in the fault, paused at most {}; {words}",
         books.accepted,
         books.delivered,
@@ -232,6 +249,7 @@ pub fn play(
         audit.duplicates,
         audit.disorder.len(),
         books.spilled,
+        append_gap(&records),
         seen.gap,
         seen.oldest_unsafe_ms,
         report.stats.rebuilds,
@@ -240,12 +258,19 @@ pub fn play(
     assert!(books.balanced(), "{books:?}");
     if scene.judged {
         assert_eq!(refused, 0, "{:?}", report.stats);
-        common::assert_all_delivered(&report, counts.iter().sum::<u64>() + 1, 0);
+        common::assert_all_delivered(&report, counts.iter().sum::<u64>() + tracked, 0);
         audit.assert_whole(&counts);
         assert!(audit.duplicates <= report.stats.rebuilds * IN_FLIGHT_MAX, "{:?}", report.stats);
         records.iter().for_each(common::assert_as_sent);
     }
     Outcome { stats: report.stats, audit, counts, gap: seen.gap }
+}
+
+/// The longest time in which nothing was appended to some partition, by the broker's clock.
+fn append_gap(records: &[Consumed]) -> Duration {
+    let same = records.windows(2).filter(|w| w[0].partition == w[1].partition);
+    let gap_ms = same.map(|w| w[1].timestamp_ms - w[0].timestamp_ms).max().unwrap_or(0);
+    Duration::from_millis(gap_ms.max(0).unsigned_abs())
 }
 
 /// The CPU time of our threads and librdkafka's: not the senders', nor the proxies'. A thread that

@@ -42,8 +42,9 @@ public class Oracle {
     private Oracle(String brokers) {
         base.put("bootstrap.servers", brokers);
         base.put("reconnect.backoff.max.ms", "200");
-        base.put("request.timeout.ms", "15000");
-        base.put("default.api.timeout.ms", "30000");
+        // A node that stands still costs one of these; then another one is asked.
+        base.put("request.timeout.ms", "4000");
+        base.put("default.api.timeout.ms", "60000");
         admin = Admin.create(base);
     }
 

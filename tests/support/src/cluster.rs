@@ -148,7 +148,12 @@ impl Cluster {
     /// Who leads a partition.
     #[must_use]
     pub fn leader(&self, topic: &str, partition: usize) -> Option<u32> {
-        self.oracle.leaders(topic).expect("the cluster answers").get(partition)?.leader
+        let mut leader = None;
+        self.wait_for(topic, |all| {
+            leader = all.get(partition).and_then(|p| p.leader);
+            true
+        });
+        leader
     }
 
     /// The active controller.
@@ -161,7 +166,7 @@ impl Cluster {
     ///
     /// # Panics
     /// When they don't within two minutes.
-    pub fn wait_for(&self, topic: &str, stand: impl Fn(&[Leader]) -> bool) {
+    pub fn wait_for(&self, topic: &str, mut stand: impl FnMut(&[Leader]) -> bool) {
         let start = Instant::now();
         loop {
             let found = self.oracle.leaders(topic);

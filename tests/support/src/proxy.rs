@@ -195,13 +195,18 @@ fn accept_all(port: u16, listener: TcpListener, shared: &Arc<Shared>) {
             fillers = fill(open, port);
         }
         *shared.taken.lock().expect("no thread panics with it") = trouble;
+        if trouble == Trouble::Drop {
+            // Accepting would make room in the queue.
+            std::thread::sleep(LOOK);
+            continue;
+        }
         match open.accept() {
-            Ok((client, _)) if trouble != Trouble::Drop => {
+            Ok((client, _)) => {
                 shared.connections.fetch_add(1, Relaxed);
                 let own = shared.clone();
                 spawn("proxy-connect", move || connect(client, &own));
             }
-            _ => std::thread::sleep(Duration::from_millis(2)),
+            Err(_) => std::thread::sleep(Duration::from_millis(2)),
         }
     }
 }
