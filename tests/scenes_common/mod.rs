@@ -51,8 +51,8 @@ pub struct Scene {
     pub topic: Option<String>,
     /// Through the proxies, not to the brokers themselves.
     pub proxied: bool,
-    /// More librdkafka properties.
-    pub extra: Vec<(&'static str, &'static str)>,
+    /// Records a second of both threads together.
+    pub rate: u64,
     /// Whether the cluster's faults may take acknowledged records, or move keys: then lost and
     /// disorder are printed and not judged. The books must balance all the same.
     pub judged: bool,
@@ -60,7 +60,7 @@ pub struct Scene {
 
 impl Scene {
     pub fn new(name: &'static str) -> Scene {
-        Scene { name, topic: None, proxied: false, extra: Vec::new(), judged: true }
+        Scene { name, topic: None, proxied: false, rate: rate(), judged: true }
     }
 
     pub fn proxied(mut self) -> Scene {
@@ -73,8 +73,8 @@ impl Scene {
         self
     }
 
-    pub fn extra(mut self, name: &'static str, value: &'static str) -> Scene {
-        self.extra.push((name, value));
+    pub fn rate(mut self, records_per_s: u64) -> Scene {
+        self.rate = records_per_s;
         self
     }
 
@@ -192,11 +192,7 @@ pub fn play(
     });
     let brokers = if scene.proxied { cluster.proxied() } else { cluster.brokers() };
     let dir = private_dir();
-    let mut builder = Pipeline::builder().brokers(brokers).wal_dir(dir.path());
-    if let Ok(t) = std::env::var("XT") { builder = builder.extra("socket.timeout.ms", t); }
-    for (property, value) in scene.extra {
-        builder = builder.extra(property, value);
-    }
+    let builder = Pipeline::builder().brokers(brokers).wal_dir(dir.path());
     let pipeline = builder.open().expect("it opens");
     let topic = pipeline.topic(&topic_name).expect("a good name");
     pipeline.ready(Duration::from_secs(60)).expect("the brokers are there");
@@ -206,7 +202,7 @@ pub fn play(
     let watch = Watch::default();
     let (sent, words, healthy, faulted, tracked) = std::thread::scope(|scope| {
         scope.spawn(|| watch.run(&pipeline));
-        let load = Load::start(&topic, 2, rate(), u64::MAX);
+        let load = Load::start(&topic, 2, scene.rate, u64::MAX);
         let mut stage = Stage {
             cluster,
             pipeline: &pipeline,
