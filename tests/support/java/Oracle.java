@@ -4,7 +4,7 @@
 //
 //   cluster                                  -> the cluster's id
 //   create TOPIC PARTITIONS [NAME=VALUE]...  -> nothing; waits until the topic can be used
-//   place TOPIC NODES...                     -> like create; per partition its replicas, "2,1"
+//   place TOPIC NODES...                     -> like create; per partition its replicas, "2,1"; one in sync will do
 //   grow TOPIC PARTITIONS                    -> nothing; more partitions
 //   delete TOPIC                             -> nothing; waits until no broker asked shows it
 //   nodes                                    -> the brokers that are there
@@ -113,7 +113,8 @@ public class Oracle {
             for (String node : words[i].split(",")) nodes.add(Integer.valueOf(node));
             replicas.put(i - 2, nodes);
         }
-        make(new NewTopic(words[1], replicas));
+        // A partition with a single replica takes records from whoever wants all of them to have it.
+        make(new NewTopic(words[1], replicas).configs(Map.of("min.insync.replicas", "1")));
         return waitForLeaders(words[1], replicas.size());
     }
 

@@ -87,7 +87,8 @@ impl Oracle {
         self.ask(&words).map(drop)
     }
 
-    /// Makes a topic whose partitions lie on these nodes, the first of each its leader.
+    /// Makes a topic whose partitions lie on these nodes, the first of each its leader. One
+    /// replica in sync is enough.
     pub fn place_topic(&self, topic: &str, replicas: &[&[u32]]) -> Result<(), String> {
         let mut words = vec!["place".to_owned(), topic.to_owned()];
         words.extend(replicas.iter().map(|nodes| {
