@@ -38,11 +38,20 @@ fn control() {
     let _heavy = heavy();
     let Some(mut cluster) = Cluster::shared() else { return };
     let outcome = play(&mut cluster, Scene::new("control"), |stage| {
+        let ids = stage.cluster.ids();
+        let bytes = |stage: &Stage<'_>| -> Vec<u64> {
+            ids.iter().map(|id| stage.cluster.log_bytes(*id, stage.topic)).collect()
+        };
+        let (before, start) = (bytes(stage), Instant::now());
         stage.hold(Duration::from_secs(3));
-        let all = stage.cluster.ids();
-        let grew: Vec<u64> = all.iter().map(|id| growth(stage, *id)).collect();
-        assert!(grew.iter().all(|bytes| *bytes > 0), "a node appends nothing: {grew:?}");
-        format!("every node appends ({grew:?} bytes in 300 ms)")
+        while bytes(stage).iter().zip(&before).any(|(now, before)| now == before) {
+            assert!(
+                start.elapsed() < Duration::from_secs(60),
+                "a node appends nothing: {before:?}"
+            );
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        "every node appends".to_owned()
     });
     assert_eq!(outcome.stats.rebuilds, 0);
 }
@@ -142,9 +151,10 @@ fn a_leader_stands_still_for_eight_seconds() {
         assert_eq!(growth(stage, old), 0);
         stage.hold(Duration::from_millis(7_500));
         assert_eq!(process::state(stage.cluster.pid(old)).unwrap(), 'T');
-        assert!(stage.cluster.leader(stage.topic, 0) != Some(old), "nobody took over");
         stage.cluster.resume(old);
+        // Asked only now: a question might go to the node that stands still. Leaders stay.
         stage.cluster.wait_until_in_sync(stage.topic);
+        assert!(stage.cluster.leader(stage.topic, 0) != Some(old), "nobody took over");
         format!("node {old} stopped, another leads")
     });
     assert!(outcome.stats.books.spilled > 0, "nothing was journaled: the fault took no place");
