@@ -180,7 +180,10 @@ pub(super) fn properties(options: &KafkaOptions) -> Result<Vec<(String, String)>
     let mut all: Vec<(String, String)> = Vec::with_capacity(24 + options.extra.len());
     let mut set = |name: &str, value: String| all.push((name.to_owned(), value));
     set("client.id", "forebay".to_owned());
-    set("socket.timeout.ms", "10000".to_owned());
+    // A broker that stands still holds its requests back until this is over, and with them the
+    // partitions that others lead by then. What it costs: all requests that are under way to one
+    // broker, 1 MB a partition at most, must get through within it.
+    set("socket.timeout.ms", "4000".to_owned());
     set("reconnect.backoff.ms", "50".to_owned());
     set("reconnect.backoff.max.ms", "300".to_owned());
     set("socket.keepalive.enable", "true".to_owned());

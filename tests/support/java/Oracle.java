@@ -4,6 +4,12 @@
 //
 //   cluster                                  -> the cluster's id
 //   create TOPIC PARTITIONS [NAME=VALUE]...  -> nothing; waits until the topic can be used
+//   place TOPIC NODES...                     -> like create; per partition its replicas, "2,1"; one in sync will do
+//   grow TOPIC PARTITIONS                    -> nothing; more partitions
+//   delete TOPIC                             -> nothing; waits until no broker asked shows it
+//   nodes                                    -> the brokers that are there
+//   controller                               -> the active controller
+//   leaders TOPIC                            -> per partition leader:in-sync,..., leader -1 is none
 //   ends TOPIC                               -> the end offset of each partition, in order
 //   produce TOPIC PARTITION TIME KEY VALUE [NAME=VALUE]...   bytes in hex, "-" is null
 //   dump TOPIC FILE                          -> how many records were written to FILE
@@ -21,6 +27,7 @@ import org.apache.kafka.clients.admin.*;
 import org.apache.kafka.clients.consumer.*;
 import org.apache.kafka.clients.producer.*;
 import org.apache.kafka.common.TopicPartition;
+import org.apache.kafka.common.errors.TopicExistsException;
 import org.apache.kafka.common.errors.UnknownTopicOrPartitionException;
 import org.apache.kafka.common.header.Header;
 import org.apache.kafka.common.header.internals.RecordHeader;
@@ -35,8 +42,9 @@ public class Oracle {
     private Oracle(String brokers) {
         base.put("bootstrap.servers", brokers);
         base.put("reconnect.backoff.max.ms", "200");
-        base.put("request.timeout.ms", "15000");
-        base.put("default.api.timeout.ms", "30000");
+        // A node that stands still costs one of these; then another one is asked.
+        base.put("request.timeout.ms", "4000");
+        base.put("default.api.timeout.ms", "60000");
         admin = Admin.create(base);
     }
 
@@ -63,6 +71,14 @@ public class Oracle {
         switch (words[0]) {
             case "cluster": return admin.describeCluster().clusterId().get();
             case "create": return create(words);
+            case "place": return place(words);
+            case "grow": return grow(words);
+            case "delete": return delete(words[1]);
+            case "nodes": return nodes();
+            case "controller":
+                return Integer.toString(
+                    admin.describeMetadataQuorum().quorumInfo().get().leaderId());
+            case "leaders": return leaders(words[1]);
             case "ends": return ends(words[1]);
             case "produce": return produce(words);
             case "dump": return dump(words[1], words[2]);
@@ -77,14 +93,68 @@ public class Oracle {
             configs.put(pair[0], pair[1]);
         }
         int partitions = Integer.parseInt(words[2]);
-        NewTopic topic =
-            new NewTopic(words[1], Optional.of(partitions), Optional.empty()).configs(configs);
-        admin.createTopics(List.of(topic)).all().get();
+        make(new NewTopic(words[1], Optional.of(partitions), Optional.empty()).configs(configs));
+        return waitForLeaders(words[1], partitions);
+    }
+
+    private void make(NewTopic topic) throws Exception {
+        try {
+            admin.createTopics(List.of(topic)).all().get();
+        } catch (ExecutionException e) {
+            // The first try's answer may be lost with its broker: then it was made.
+            if (!(e.getCause() instanceof TopicExistsException)) throw e;
+        }
+    }
+
+    private String place(String[] words) throws Exception {
+        Map<Integer, List<Integer>> replicas = new HashMap<>();
+        for (int i = 2; i < words.length; i++) {
+            List<Integer> nodes = new ArrayList<>();
+            for (String node : words[i].split(",")) nodes.add(Integer.valueOf(node));
+            replicas.put(i - 2, nodes);
+        }
+        // A partition with a single replica takes records from whoever wants all of them to have it.
+        make(new NewTopic(words[1], replicas).configs(Map.of("min.insync.replicas", "1")));
+        return waitForLeaders(words[1], replicas.size());
+    }
+
+    private String grow(String[] words) throws Exception {
+        int partitions = Integer.parseInt(words[2]);
+        admin.createPartitions(Map.of(words[1], NewPartitions.increaseTo(partitions))).all().get();
+        return waitForLeaders(words[1], partitions);
+    }
+
+    private String delete(String topic) throws Exception {
+        admin.deleteTopics(List.of(topic)).all().get();
+        for (long end = System.currentTimeMillis() + 30_000; ; Thread.sleep(10)) {
+            if (!admin.listTopics().names().get().contains(topic)) return "";
+            if (System.currentTimeMillis() > end) throw new IOException("the topic stays");
+        }
+    }
+
+    private String nodes() throws Exception {
+        StringJoiner out = new StringJoiner("\t");
+        for (var node : admin.describeCluster().nodes().get()) out.add(node.idString());
+        return out.toString();
+    }
+
+    private String leaders(String topic) throws Exception {
+        StringJoiner out = new StringJoiner("\t");
+        var shown = admin.describeTopics(List.of(topic)).allTopicNames().get().get(topic);
+        for (var p : shown.partitions()) {
+            StringJoiner isr = new StringJoiner(",");
+            for (var node : p.isr()) isr.add(node.idString());
+            out.add((p.leader() == null ? "-1" : p.leader().idString()) + ":" + isr);
+        }
+        return out.toString();
+    }
+
+    private String waitForLeaders(String topic, int partitions) throws Exception {
         // The controller has it; the broker shows it, with a leader for each partition, later.
         for (long end = System.currentTimeMillis() + 30_000; ; Thread.sleep(10)) {
             try {
-                var shown = admin.describeTopics(List.of(words[1])).allTopicNames().get();
-                var all = shown.get(words[1]).partitions();
+                var shown = admin.describeTopics(List.of(topic)).allTopicNames().get();
+                var all = shown.get(topic).partitions();
                 if (all.size() == partitions && all.stream().allMatch(p -> p.leader() != null)) {
                     return "";
                 }

@@ -35,13 +35,14 @@ pub struct Kafka {
     node: Option<Node>,
 }
 
+/// One process of a cluster, and how often it was started.
 #[derive(Debug)]
-struct Node {
-    home: Home,
-    cluster_id: String,
+pub(crate) struct Node {
+    pub(crate) home: Home,
+    pub(crate) cluster_id: String,
     /// `None` while it is down.
-    child: Option<Child>,
-    starts: u32,
+    pub(crate) child: Option<Child>,
+    pub(crate) starts: u32,
 }
 
 impl Kafka {
@@ -102,7 +103,8 @@ impl Kafka {
     ) -> Result<Kafka, String> {
         let dir = home.run_dir().map_err(|e| format!("a directory under target/kafka: {e}"))?;
         let mut random = Random::new(crate::seed());
-        let (port, controller) = free_ports(&mut random)?;
+        let port = free_ports(&mut random, 2)?;
+        let controller = port + 1;
         let cluster_id = cluster_id(&mut random);
         let settings = properties(&dir, port, controller, options);
         let file = dir.join("broker.properties");
@@ -153,12 +155,7 @@ impl Kafka {
     /// Stops the broker's process where it stands (SIGSTOP): its sockets stay open and silent.
     pub fn pause(&mut self) {
         self.signal(Signal::STOP);
-        let pid = self.pid();
-        let start = Instant::now();
-        while process::state(pid).expect("the broker's state") != 'T' {
-            assert!(start.elapsed() < Duration::from_secs(5), "the broker doesn't stop");
-            std::thread::sleep(Duration::from_millis(1));
-        }
+        wait_until_stopped(self.pid());
     }
 
     /// Lets a paused broker go on (SIGCONT).
@@ -196,18 +193,7 @@ impl Kafka {
     #[must_use]
     pub fn log_bytes(&self, topic: &str) -> u64 {
         assert!(self.node.is_some(), "an existing cluster's disk can't be seen");
-        let prefix = format!("{topic}-");
-        let data = fs::read_dir(self.dir.join("data")).expect("the broker's data");
-        data.flatten()
-            .filter(|d| {
-                let name = d.file_name();
-                let number = name.to_str().and_then(|n| n.strip_prefix(&prefix));
-                number.is_some_and(|n| n.bytes().all(|b| b.is_ascii_digit()))
-            })
-            .flat_map(|d| fs::read_dir(d.path()).into_iter().flatten().flatten())
-            .filter(|f| f.path().extension().is_some_and(|e| e == "log"))
-            .map(|f| f.metadata().map_or(0, |m| m.len()))
-            .sum()
+        log_bytes(&self.dir.join("data"), topic)
     }
 
     /// The broker's process number.
@@ -235,26 +221,9 @@ impl Kafka {
     /// Ready is: our own log says that it started, and what answers at our port is our cluster.
     /// A port that is merely open proves nothing.
     fn wait_until_ready(&mut self) -> Result<(), String> {
-        let start = Instant::now();
         let dir = self.dir.clone();
         let node = self.node.as_mut().ok_or("no broker of our own")?;
-        let log = dir.join(format!("broker-{}.log", node.starts));
-        loop {
-            let text = fs::read_to_string(&log).unwrap_or_default();
-            if text.contains("Kafka Server started") {
-                break;
-            }
-            let ended = node.child.as_mut().is_none_or(|c| !matches!(c.try_wait(), Ok(None)));
-            if ended || start.elapsed() > START_LIMIT {
-                let out = fs::read_to_string(dir.join(format!("broker-{}.out", node.starts)));
-                return Err(format!(
-                    "not ready after {:?}, ended: {ended}\n{text}\n{}",
-                    start.elapsed(),
-                    out.unwrap_or_default()
-                ));
-            }
-            std::thread::sleep(Duration::from_millis(10));
-        }
+        node.wait_until_started(&dir)?;
         let found = self.oracle.cluster_id()?;
         if found == node.cluster_id {
             Ok(())
@@ -282,7 +251,7 @@ impl Drop for Kafka {
 }
 
 impl Node {
-    fn launch(&mut self, dir: &Path, mut java: Command) -> Result<(), String> {
+    pub(crate) fn launch(&mut self, dir: &Path, mut java: Command) -> Result<(), String> {
         self.starts += 1;
         let n = self.starts;
         let out = File::create(dir.join(format!("broker-{n}.out"))).map_err(|e| e.to_string())?;
@@ -295,6 +264,53 @@ impl Node {
         self.child = Some(process::spawn(java).map_err(|e| format!("java: {e}"))?);
         Ok(())
     }
+
+    /// Waits until the log of this start says that the broker takes requests.
+    pub(crate) fn wait_until_started(&mut self, dir: &Path) -> Result<(), String> {
+        let start = Instant::now();
+        let log = dir.join(format!("broker-{}.log", self.starts));
+        loop {
+            let text = fs::read_to_string(&log).unwrap_or_default();
+            if text.contains("Kafka Server started") {
+                return Ok(());
+            }
+            let ended = self.child.as_mut().is_none_or(|c| !matches!(c.try_wait(), Ok(None)));
+            if ended || start.elapsed() > START_LIMIT {
+                let out = fs::read_to_string(dir.join(format!("broker-{}.out", self.starts)));
+                return Err(format!(
+                    "not ready after {:?}, ended: {ended}\n{text}\n{}",
+                    start.elapsed(),
+                    out.unwrap_or_default()
+                ));
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+}
+
+/// Waits until a signal has stopped the process.
+pub(crate) fn wait_until_stopped(pid: u32) {
+    let start = Instant::now();
+    while process::state(pid).expect("the broker's state") != 'T' {
+        assert!(start.elapsed() < Duration::from_secs(5), "the broker doesn't stop");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// The bytes in a topic's log on one broker's disk.
+pub(crate) fn log_bytes(data: &Path, topic: &str) -> u64 {
+    let prefix = format!("{topic}-");
+    let data = fs::read_dir(data).expect("the broker's data");
+    data.flatten()
+        .filter(|d| {
+            let name = d.file_name();
+            let number = name.to_str().and_then(|n| n.strip_prefix(&prefix));
+            number.is_some_and(|n| n.bytes().all(|b| b.is_ascii_digit()))
+        })
+        .flat_map(|d| fs::read_dir(d.path()).into_iter().flatten().flatten())
+        .filter(|f| f.path().extension().is_some_and(|e| e == "log"))
+        .map(|f| f.metadata().map_or(0, |m| m.len()))
+        .sum()
 }
 
 /// A port at which nothing answers: connections are refused.
@@ -303,23 +319,24 @@ impl Node {
 /// When none is free.
 #[must_use]
 pub fn dead_port() -> u16 {
-    free_ports(&mut Random::new(crate::seed())).expect("a free port").0
+    free_ports(&mut Random::new(crate::seed()), 1).expect("a free port")
 }
 
-fn free_ports(random: &mut Random) -> Result<(u16, u16), String> {
+/// The first of `count` ports in a row that are free now.
+pub(crate) fn free_ports(random: &mut Random, count: u16) -> Result<u16, String> {
     for _ in 0..100 {
-        let port = random.within(PORTS.0, PORTS.1 - 1) as u16;
-        let bound =
-            (TcpListener::bind(("127.0.0.1", port)), TcpListener::bind(("127.0.0.1", port + 1)));
-        if bound.0.is_ok() && bound.1.is_ok() {
-            return Ok((port, port + 1));
+        let first = random.within(PORTS.0, PORTS.1 - u64::from(count)) as u16;
+        let bound: Vec<_> =
+            (first..first + count).map(|port| TcpListener::bind(("127.0.0.1", port))).collect();
+        if bound.iter().all(Result::is_ok) {
+            return Ok(first);
         }
     }
     Err("no free ports between 12000 and 32000".to_owned())
 }
 
 /// 22 characters of URL-safe base64, as Kafka wants them: 16 bytes, so the last one holds 2 bits.
-fn cluster_id(random: &mut Random) -> String {
+pub(crate) fn cluster_id(random: &mut Random) -> String {
     const LETTERS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
     let mut id: String = (0..20).map(|_| LETTERS[random.within(0, 62) as usize] as char).collect();
     id.push_str("AA");

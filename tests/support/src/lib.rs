@@ -2,6 +2,8 @@
 //!
 //! * [`Kafka`]: a real Apache Kafka (KRaft, one combined node) from jars that Maven puts under
 //!   `target/kafka/`; every fault is a signal to a real process.
+//! * [`Cluster`]: three of them, replication 3, each killed, stopped and restarted alone, each with
+//!   a [`Proxy`] in front that spoils its connections.
 //! * [`Oracle`]: what is really in a topic, read by Kafka's own Java client.
 //! * [`audit`]: what was sent against what arrived: lost, duplicates, order.
 //! * [`process`]: child processes that die with the test, their CPU time, their signals.
@@ -13,14 +15,18 @@
 
 pub mod audit;
 mod broker;
+mod cluster;
 mod home;
 pub mod lines;
 pub mod log_dir;
 mod oracle;
 pub mod process;
+mod proxy;
 
 pub use broker::{Kafka, KafkaOptions, dead_port};
-pub use oracle::{Consumed, Oracle};
+pub use cluster::Cluster;
+pub use oracle::{Consumed, Leader, Oracle};
+pub use proxy::{Proxy, Trouble};
 
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;

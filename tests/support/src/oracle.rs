@@ -32,6 +32,15 @@ impl Consumed {
     }
 }
 
+/// How one partition stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Leader {
+    /// The node that leads it; `None` when nobody does.
+    pub leader: Option<u32>,
+    /// The replicas that are in sync.
+    pub in_sync: Vec<u32>,
+}
+
 /// Asks a cluster, through Apache Kafka's own Java client, what is in it.
 #[derive(Debug)]
 pub struct Oracle {
@@ -76,6 +85,51 @@ impl Oracle {
         let mut words = vec!["create".to_owned(), topic.to_owned(), partitions.to_string()];
         words.extend(configs.iter().map(|(name, value)| format!("{name}={value}")));
         self.ask(&words).map(drop)
+    }
+
+    /// Makes a topic whose partitions lie on these nodes, the first of each its leader. One
+    /// replica in sync is enough.
+    pub fn place_topic(&self, topic: &str, replicas: &[&[u32]]) -> Result<(), String> {
+        let mut words = vec!["place".to_owned(), topic.to_owned()];
+        words.extend(replicas.iter().map(|nodes| {
+            let nodes: Vec<String> = nodes.iter().map(ToString::to_string).collect();
+            nodes.join(",")
+        }));
+        self.ask(&words).map(drop)
+    }
+
+    /// Adds partitions to a topic, up to `partitions`.
+    pub fn grow_topic(&self, topic: &str, partitions: u32) -> Result<(), String> {
+        self.ask(&["grow", topic, &partitions.to_string()]).map(drop)
+    }
+
+    /// Deletes a topic with all that is in it.
+    pub fn delete_topic(&self, topic: &str) -> Result<(), String> {
+        self.ask(&["delete", topic]).map(drop)
+    }
+
+    /// The brokers that the cluster shows.
+    pub fn nodes(&self) -> Result<Vec<u32>, String> {
+        let answer = self.ask(&["nodes"])?;
+        numbers(&answer, '\t')
+    }
+
+    /// The active controller.
+    pub fn controller(&self) -> Result<u32, String> {
+        let answer = self.ask(&["controller"])?;
+        answer.parse().map_err(|_| format!("not a node: {answer}"))
+    }
+
+    /// Who leads each partition, and who is in sync.
+    pub fn leaders(&self, topic: &str) -> Result<Vec<Leader>, String> {
+        let answer = self.ask(&["leaders", topic])?;
+        answer
+            .split('\t')
+            .map(|text| {
+                let (leader, in_sync) = text.split_once(':').ok_or("no colon")?;
+                Ok(Leader { leader: leader.parse().ok(), in_sync: numbers(in_sync, ',')? })
+            })
+            .collect()
     }
 
     /// The end offset of each partition.
@@ -166,6 +220,11 @@ impl Drop for Oracle {
             let _ = child.wait();
         }
     }
+}
+
+fn numbers(text: &str, between: char) -> Result<Vec<u32>, String> {
+    let parts = text.split(between).filter(|n| !n.is_empty());
+    parts.map(|n| n.parse().map_err(|_| format!("not numbers: {text}"))).collect()
 }
 
 /// Reads the dump that `Oracle.java` describes; `None` when it is cut short.

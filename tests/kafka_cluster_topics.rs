@@ -1,0 +1,101 @@
+//! Three brokers, and what befalls a topic: too few replicas, no leader, more partitions, gone.
+#![cfg(feature = "kafka")]
+
+mod scenes_common;
+
+use forebay_testkit::{Cluster, heavy};
+use scenes_common::{Scene, common, left_out, play};
+use std::time::{Duration, Instant};
+
+#[test]
+fn too_few_replicas_in_sync() {
+    let _heavy = heavy();
+    let Some(mut cluster) = Cluster::shared() else { return };
+    let topic = cluster.topic("insync", common::PARTITIONS, &[("min.insync.replicas", "3")]);
+    play(&mut cluster, Scene::new("min.insync not met").on(topic), |stage| {
+        stage.cluster.kill(2);
+        stage.cluster.wait_for(stage.topic, |all| all.iter().all(|p| p.in_sync.len() == 2));
+        stage.until_spilled();
+        let before = stage.cluster.log_bytes(1, stage.topic);
+        stage.hold(Duration::from_secs(3));
+        assert_eq!(stage.cluster.log_bytes(1, stage.topic), before, "it was appended");
+        stage.cluster.restart(&[2]);
+        stage.cluster.wait_until_in_sync(stage.topic);
+        let first = stage.until_delivered();
+        format!("2 of 3 in sync for 3 s: nothing appended; in sync, the first report {first:.1?}")
+    });
+}
+
+#[test]
+fn a_partition_without_a_leader() {
+    let _heavy = heavy();
+    let Some(mut cluster) = Cluster::shared() else { return };
+    let topic = cluster.topic_on("leaderless", &[&[1], &[2], &[3]]);
+    play(&mut cluster, Scene::new("leaderless partition").on(topic), |stage| {
+        stage.cluster.kill(3);
+        stage.cluster.wait_for(stage.topic, |all| all[2].leader.is_none());
+        let before = stage.pipeline.stats().books.delivered;
+        stage.hold(Duration::from_secs(5));
+        let others = stage.pipeline.stats().books.delivered - before;
+        stage.cluster.restart(&[3]);
+        stage.cluster.wait_for(stage.topic, |all| all.iter().all(|p| p.leader.is_some()));
+        let first = stage.until_delivered();
+        format!(
+            "the others took {others} in 5 s of it; with a leader, the first report {first:.1?}"
+        )
+    });
+}
+
+/// Keys move to other partitions: their order is given up, nothing else.
+#[test]
+fn partitions_are_added() {
+    let _heavy = heavy();
+    let Some(mut cluster) = Cluster::shared() else { return };
+    if left_out("partitions added") {
+        return;
+    }
+    let outcome = play(&mut cluster, Scene::new("partitions added").unjudged(), |stage| {
+        stage.cluster.oracle().grow_topic(stage.topic, 6).expect("it grows");
+        let start = Instant::now();
+        let used = |stage: &scenes_common::Stage<'_>| {
+            stage
+                .cluster
+                .oracle()
+                .end_offsets(stage.topic)
+                .is_ok_and(|e| e[3..].iter().all(|n| *n > 0))
+        };
+        while !used(stage) {
+            assert!(start.elapsed() < Duration::from_secs(90), "the new partitions stay empty");
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        format!("all three new ones in use after {:.1?}", start.elapsed())
+    });
+    let books = outcome.stats.books;
+    assert_eq!((books.delivered, books.set_aside, books.dropped), (books.accepted, 0, 0));
+    assert_eq!((outcome.audit.missing(&outcome.counts).len(), outcome.audit.duplicates), (0, 0));
+}
+
+/// What was in the topic is gone with it; whatever was accepted is delivered or set aside.
+#[test]
+fn a_topic_is_deleted_and_made_again_with_fewer_partitions() {
+    let _heavy = heavy();
+    let Some(mut cluster) = Cluster::shared() else { return };
+    if left_out("topic made again") {
+        return;
+    }
+    let outcome = play(&mut cluster, Scene::new("topic made again").unjudged(), |stage| {
+        let oracle = stage.cluster.oracle();
+        oracle.delete_topic(stage.topic).expect("it is deleted");
+        std::thread::sleep(Duration::from_secs(1));
+        oracle.create_topic(stage.topic, 2, &[]).expect("it is made again");
+        let start = Instant::now();
+        let ends = || oracle.end_offsets(stage.topic).unwrap_or_default();
+        while !ends().iter().all(|n| *n > 0) {
+            assert!(start.elapsed() < Duration::from_secs(120), "{:?}", stage.pipeline.stats());
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        format!("both partitions of the new one in use after {:.1?}", start.elapsed())
+    });
+    let books = outcome.stats.books;
+    assert_eq!(books.delivered + books.set_aside, books.accepted, "{books:?}");
+}
