@@ -49,6 +49,12 @@ pub trait StorageFile: Send + Sync {
     /// Reads at `offset` until `into` is full or the file ends; returns the bytes read.
     fn read_at(&self, offset: u64, into: &mut [u8]) -> io::Result<usize>;
 
+    /// Bytes of the file without copying them, where it can: for a walk over a segment that takes
+    /// no more frames.
+    fn window(&self, _offset: u64, _len: usize) -> Option<Box<dyn Window>> {
+        None
+    }
+
     /// Writes all of `bytes` at `offset`; the file grows as needed.
     fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()>;
 
@@ -69,6 +75,15 @@ pub trait StorageFile: Send + Sync {
 
     /// Cuts the file.
     fn truncate(&self, len: u64) -> io::Result<()>;
+}
+
+/// Bytes of a file that nobody writes to.
+pub trait Window: Send {
+    /// The bytes.
+    fn bytes(&self) -> &[u8];
+
+    /// Whether the file lost a page meanwhile: the bytes may be zeroes that aren't in it.
+    fn is_torn(&self) -> bool;
 }
 
 /// The append side of a segment: one owner, stores through a mapping.
