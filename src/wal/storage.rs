@@ -19,7 +19,7 @@ pub trait Storage: Send + Sync {
     /// existing file of that name is an error.
     fn create(&self, name: &str, len: u64) -> io::Result<Box<dyn AppendFile>>;
 
-    /// Opens a file for reading, syncing and cutting. Never maps it.
+    /// Opens a file for reading, syncing and cutting. Maps it for a [`Window`] only.
     fn open(&self, name: &str) -> io::Result<Arc<dyn StorageFile>>;
 
     /// Opens a small file that is rewritten in place (the checkpoint's slots); makes an empty
@@ -44,7 +44,7 @@ pub trait Storage: Send + Sync {
     }
 }
 
-/// A file as it is read, synced, cut or rewritten in small: always by system calls.
+/// A file as it is read, synced, cut or rewritten in small: by system calls, but for windows.
 pub trait StorageFile: Send + Sync {
     /// Reads at `offset` until `into` is full or the file ends; returns the bytes read.
     fn read_at(&self, offset: u64, into: &mut [u8]) -> io::Result<usize>;
