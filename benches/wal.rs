@@ -1,6 +1,7 @@
 //! What the log does, beside the floors of this machine in the same run.
 //!
-//! Bytes are those of the records' values; a frame has some more. Everything is interleaved:
+//! Bytes are those of the records' values, but in `scan`, where they are the files'; a frame has
+//! some more. Everything is interleaved:
 //! round after round, and a table's rows can be compared with each other only.
 //!
 //! **Floors.** `memcpy` into memory that is faulted in; `crc` of each value, in cache;
@@ -258,14 +259,15 @@ fn sustained(dir: &Path, records: u64, value: &[u8]) -> (f64, u64) {
     (took, waits)
 }
 
-fn scan(dir: &Path, records: u64) -> f64 {
-    let mut found = 0;
+/// The time for `bytes` of the files: they hold heads as well, and the prepared ones are zeroes.
+fn scan(dir: &Path, records: u64, bytes: u64) -> f64 {
+    let (mut found, mut walked) = (0, 0);
     let took = seconds(|| {
         let verified = forebay::verify::verify(dir, |_| ()).expect("it can be verified");
-        found = verified.records;
+        (found, walked) = (verified.records, verified.bytes);
     });
     assert_eq!(found, records, "records found by the scan");
-    took
+    took * bytes as f64 / walked as f64
 }
 
 fn replay(log: &Log, records: u64) -> f64 {
@@ -307,7 +309,7 @@ fn throughput(bytes: usize, megabytes: u64, rounds: u64) {
         let (appended, waited) = rehearsed(&dir, || sustained(&dir, records, &value));
         waits += waited;
         let was_read = read(&plain);
-        let scanned = scan(&dir, records);
+        let scanned = scan(&dir, records, total);
         let replayed = replay(&open(&dir, NEVER), records);
         let all = [copied, summed, both, burst, synced, appended, was_read, scanned, replayed];
         for (row, took) in all.iter().enumerate() {
