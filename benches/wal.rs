@@ -1,6 +1,7 @@
 //! What the log does, beside the floors of this machine in the same run.
 //!
-//! Bytes are those of the records' values; a frame has some more. Everything is interleaved:
+//! Bytes are those of the records' values, but in `scan`, where they are the files'; a frame has
+//! some more. Everything is interleaved:
 //! round after round, and a table's rows can be compared with each other only.
 //!
 //! **Floors.** `memcpy` into memory that is faulted in; `crc` of each value, in cache;
@@ -9,7 +10,7 @@
 //! 256 KiB at a time of what was written, from the page cache.
 //! **The log.** `burst`: appends into segments that are ready, no sync; `sustained`: flat out,
 //! while a keeper's thread prepares segments and syncs every 500 ms, the last sync included;
-//! `scan`: the walk over every frame that recovery and `forebay wal` make, CRCs checked;
+//! `scan`: what `forebay wal verify` does: every frame walked, CRCs checked, counts compared;
 //! `replay`: the reader that a pipeline sends a backlog with.
 //!
 //! Then the time of one append at a stated rate, as a flusher makes them (a batch every
@@ -30,8 +31,7 @@ use common::{Runs, env, histogram, is_quick, log_dir, tick, words};
 use forebay::record::{ANY_PARTITION, Lsn, RecordView, Shape, TopicId};
 use forebay::topics::TopicTable;
 use forebay::wal::{
-    AppendError, FileStorage, FrameKind, FrameWalk, Inspected, ReadItem, Recovery, Wal, WalKeeper,
-    WalOptions, inspect, random_salts,
+    AppendError, FileStorage, ReadItem, Recovery, Wal, WalKeeper, WalOptions, random_salts,
 };
 use hdrhistogram::Histogram;
 use std::fs::File;
@@ -259,24 +259,15 @@ fn sustained(dir: &Path, records: u64, value: &[u8]) -> (f64, u64) {
     (took, waits)
 }
 
-fn scan(dir: &Path, records: u64) -> f64 {
-    let storage = FileStorage::open_read_only(dir).expect("the directory");
-    let mut found = 0;
+/// The time for `bytes` of the files: they hold heads as well, and the prepared ones are zeroes.
+fn scan(dir: &Path, records: u64, bytes: u64) -> f64 {
+    let (mut found, mut walked) = (0, 0);
     let took = seconds(|| {
-        for segment in inspect(&storage).expect("it can be listed") {
-            let Some(mut walk) = FrameWalk::new(&storage, &segment).expect("it opens") else {
-                continue;
-            };
-            while let Some(item) = walk.next_frame().expect("it can be read") {
-                if let Inspected::Frame { header, body, .. } = item {
-                    black_box(body);
-                    found += u64::from(header.kind == FrameKind::Record);
-                }
-            }
-        }
+        let verified = forebay::verify::verify(dir, |_| ()).expect("it can be verified");
+        (found, walked) = (verified.records, verified.bytes);
     });
     assert_eq!(found, records, "records found by the scan");
-    took
+    took * bytes as f64 / walked as f64
 }
 
 fn replay(log: &Log, records: u64) -> f64 {
@@ -318,7 +309,7 @@ fn throughput(bytes: usize, megabytes: u64, rounds: u64) {
         let (appended, waited) = rehearsed(&dir, || sustained(&dir, records, &value));
         waits += waited;
         let was_read = read(&plain);
-        let scanned = scan(&dir, records);
+        let scanned = scan(&dir, records, total);
         let replayed = replay(&open(&dir, NEVER), records);
         let all = [copied, summed, both, burst, synced, appended, was_read, scanned, replayed];
         for (row, took) in all.iter().enumerate() {

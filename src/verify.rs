@@ -28,7 +28,8 @@ pub fn bytes_to_verify(dir: &Path) -> io::Result<u64> {
 /// # Errors
 /// When the directory isn't there or can't be listed; a file that can't be read is a finding.
 pub fn verify(dir: &Path, mut progress: impl FnMut(u64)) -> io::Result<Verification> {
-    wal::verify(&FileStorage::open_read_only(dir)?, &mut progress)
+    let storage = FileStorage::open_read_only(dir)?.with_sigbus_guard(true);
+    wal::verify(&storage, &mut progress)
 }
 
 /// Repairs what [`verify`] finds, in a directory that nobody has open. What it would do, [`plan`]

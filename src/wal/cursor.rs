@@ -14,7 +14,7 @@ use super::format::{
     FRAME_HEADER_BYTES, FrameHeader, FrameKind, HEADER_AREA_BYTES, LocalTopics, SegmentHeader,
     SegmentKind, TOPICS_PER_SEGMENT_MAX, get_u64, pad8,
 };
-use super::storage::StorageFile;
+use super::storage::{StorageFile, Window};
 use super::verdict::Met;
 use crate::topics::TopicTable;
 use std::io;
@@ -22,6 +22,8 @@ use std::sync::Arc;
 
 /// What is read at once where a larger read fails, and what is passed when it can't be read.
 const PAGE_BYTES: u64 = 4096;
+/// Bytes of a window: enough that making one doesn't show, little enough that it stays in cache.
+const WINDOW_BYTES: usize = 2 << 20;
 
 /// What a cursor met.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -51,6 +53,10 @@ pub(super) struct Cursor {
     buf: Vec<u8>,
     buf_at: u64,
     buffer_bytes: usize,
+    /// Holds the bytes from `buf_at` on instead of `buf`, where there is one.
+    window: Option<Box<dyn Window>>,
+    /// Windows are tried before reads.
+    windows: bool,
     /// Ranges that can't be read and are passed over, in order.
     holes: Vec<(u64, u64)>,
     /// Unreadable pages that may still be passed over.
@@ -79,9 +85,17 @@ impl Cursor {
             buf: Vec::new(),
             buf_at: 0,
             buffer_bytes,
+            window: None,
+            windows: false,
             holes: Vec::new(),
             skips: 0,
         }
+    }
+
+    /// Lets the walk look at the file through windows. Only for segments that nobody appends to,
+    /// and for walks that use nothing of a frame's bytes after they asked for the next one.
+    pub fn look_through_windows(&mut self) {
+        self.windows = true;
     }
 
     /// Lets the walk pass over this many unreadable pages.
@@ -122,11 +136,24 @@ impl Cursor {
     /// Bytes of the frame that was just returned.
     pub fn frame_bytes(&self, offset: u64, header: &FrameHeader) -> &[u8] {
         let from = offset.saturating_sub(self.buf_at) as usize;
-        self.buf.get(from..from + header.length as usize).unwrap_or(&[])
+        self.held().get(from..from + header.length as usize).unwrap_or(&[])
     }
 
     /// The next frame, bad range or the end. On an error nothing has moved.
     pub fn next(&mut self) -> io::Result<Found> {
+        let before = (self.pos, self.expect, self.lsn_min, self.sealed);
+        let found = self.step();
+        if self.window.as_ref().is_some_and(|w| w.is_torn()) {
+            // What was found may not be in the file: once more, by reads.
+            (self.pos, self.expect, self.lsn_min, self.sealed) = before;
+            (self.windows, self.window) = (false, None);
+            self.buf.clear();
+            return self.step();
+        }
+        found
+    }
+
+    fn step(&mut self) -> io::Result<Found> {
         if self.sealed {
             return Ok(Found::End { from: self.pos, to: self.pos, met: Met::Seal });
         }
@@ -288,8 +315,8 @@ impl Cursor {
         if want == 0 {
             return Ok(&[]);
         }
-        let have = at >= self.buf_at && at + want as u64 <= self.buf_at + self.buf.len() as u64;
-        if !have {
+        let have = at >= self.buf_at && at + want as u64 <= self.buf_at + self.held().len() as u64;
+        if !have && !self.look(at, want, left) {
             let room = (want.max(self.buffer_bytes) as u64).min(left) as usize;
             self.buf.resize(room, 0);
             self.buf_at = at;
@@ -305,9 +332,29 @@ impl Cursor {
                 }
             }
         }
-        let from = (at.saturating_sub(self.buf_at) as usize).min(self.buf.len());
-        let to = ((self.limit.saturating_sub(self.buf_at)) as usize).min(self.buf.len());
-        Ok(&self.buf[from.min(to)..to])
+        let held = self.held();
+        let from = (at.saturating_sub(self.buf_at) as usize).min(held.len());
+        let to = ((self.limit.saturating_sub(self.buf_at)) as usize).min(held.len());
+        Ok(&held[from.min(to)..to])
+    }
+
+    /// The bytes from `buf_at` on.
+    fn held(&self) -> &[u8] {
+        self.window.as_ref().map_or(&self.buf, |w| w.bytes())
+    }
+
+    /// Moves the window to `at`; false when the bytes have to be read.
+    fn look(&mut self, at: u64, want: usize, left: u64) -> bool {
+        self.window = None;
+        if !self.windows {
+            return false;
+        }
+        let room = (want.max(WINDOW_BYTES) as u64).min(left) as usize;
+        self.window = self.file.window(at, room);
+        self.windows = self.window.is_some();
+        self.buf.clear();
+        self.buf_at = at;
+        self.windows
     }
 
     /// Fills the buffer a page at a time, up to the first page that can't be read; that one is

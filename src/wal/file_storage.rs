@@ -9,7 +9,8 @@
 
 use super::directory::{self, DIRS};
 use super::mapping::Mapping;
-use super::storage::{AppendFile, Storage, StorageFile};
+use super::storage::{AppendFile, Storage, StorageFile, Window};
+use super::window::ReadWindow;
 use crate::error::OpenError;
 use crate::stats::{Filesystem, FilesystemKind};
 use rustix::fs::{FallocateFlags, IFlags};
@@ -124,7 +125,7 @@ impl FileStorage {
                 "the file belongs to another user",
             ));
         }
-        Ok(Arc::new(RealFile { file, lost: Arc::default() }))
+        Ok(Arc::new(RealFile { file, lost: Arc::default(), guarded: self.sigbus_guard }))
     }
 }
 
@@ -177,7 +178,8 @@ impl Storage for FileStorage {
             .and_then(|()| Mapping::new(&file, len as usize, self.sigbus_guard));
         match made {
             Ok(map) => {
-                let file = Arc::new(RealFile { file, lost: map.lost() });
+                let guarded = self.sigbus_guard;
+                let file = Arc::new(RealFile { file, lost: map.lost(), guarded });
                 Ok(Box::new(MappedFile { map, file }))
             }
             Err(e) => {
@@ -236,6 +238,8 @@ struct RealFile {
     file: File,
     /// A store through the mapping went nowhere.
     lost: Arc<AtomicBool>,
+    /// Loads from a mapping of it may be caught.
+    guarded: bool,
 }
 
 impl StorageFile for RealFile {
@@ -250,6 +254,13 @@ impl StorageFile for RealFile {
             }
         }
         Ok(done)
+    }
+
+    fn window(&self, offset: u64, len: usize) -> Option<Box<dyn Window>> {
+        if !self.guarded {
+            return None;
+        }
+        Some(Box::new(ReadWindow::new(&self.file, offset, len)?))
     }
 
     fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {

@@ -12,6 +12,7 @@ use super::seal::{Locator, Seal};
 use super::storage::{Storage, StorageFile};
 use super::survey::persist;
 use super::verdict::Met;
+use crate::record::TopicId;
 use crate::topics::TopicTable;
 use std::io;
 use std::sync::Arc;
@@ -43,7 +44,7 @@ pub enum Inspected<'a> {
         /// Its fields.
         header: FrameHeader,
         /// The topic's name, of a record.
-        topic: Option<Arc<str>>,
+        topic: Option<&'a str>,
         /// Why and when, of a set-aside record.
         note: Option<SetAsideNote<'a>>,
         /// Headers, key and value; a topic's name; a seal's counts.
@@ -113,6 +114,8 @@ fn summary(storage: &dyn Storage, kind: SegmentKind, number: u64) -> SegmentSumm
 pub struct FrameWalk {
     cursor: Cursor,
     table: Arc<TopicTable>,
+    /// The names that the table has, by id.
+    names: Vec<Arc<str>>,
 }
 
 impl FrameWalk {
@@ -129,6 +132,7 @@ impl FrameWalk {
         Ok(Some(FrameWalk {
             cursor: Cursor::new(file, header, len, table.clone(), 256 << 10),
             table,
+            names: Vec::new(),
         }))
     }
 
@@ -155,6 +159,10 @@ impl FrameWalk {
                 Some(Inspected::Bad { from, to, records_lost: lost, met })
             }
             Found::Frame(offset, header) => {
+                if header.kind == FrameKind::Topic {
+                    let id = |n: usize| self.table.name(TopicId(n as u32));
+                    self.names.extend((self.names.len()..self.table.len()).map_while(id));
+                }
                 let bytes = self.cursor.frame_bytes(offset, &header);
                 let rest = bytes.get(FRAME_HEADER_BYTES..).unwrap_or(&[]);
                 let (prefix, body) =
@@ -163,7 +171,9 @@ impl FrameWalk {
                 Some(Inspected::Frame {
                     offset,
                     header,
-                    topic: topic.filter(|_| header.is_record()).and_then(|id| self.table.name(id)),
+                    topic: topic
+                        .filter(|_| header.is_record())
+                        .and_then(|id| self.names.get(id.0 as usize).map(|n| &**n)),
                     note: (header.kind == FrameKind::SetAside)
                         .then(|| SetAsideNote::decode(prefix))
                         .flatten(),

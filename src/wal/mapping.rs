@@ -3,7 +3,7 @@
 //! Invariants, named by the SAFETY comments:
 //! - **M1** the mapping is `len` bytes, page-aligned, and lives as long as `self`.
 //! - **M2** only `&mut self` stores through it, nothing loads through it, and no reference to
-//!   its bytes is ever made: whoever else reads the file does so by system calls.
+//!   its bytes is ever made: whoever reads the file while it is appended to does so by system calls.
 //! - **M3** every range is checked against `len` before it is used.
 //!
 //! A page that the filesystem can't give raises SIGBUS at the store; callers populate a range

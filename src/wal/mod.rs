@@ -44,6 +44,7 @@ mod types;
 mod verdict;
 mod verify;
 mod verify_segment;
+mod window;
 
 pub use checkpoint::{CheckpointData, Manifest, Slot, TopicBooks};
 pub use file_storage::FileStorage;

@@ -19,7 +19,7 @@ pub trait Storage: Send + Sync {
     /// existing file of that name is an error.
     fn create(&self, name: &str, len: u64) -> io::Result<Box<dyn AppendFile>>;
 
-    /// Opens a file for reading, syncing and cutting. Never maps it.
+    /// Opens a file for reading, syncing and cutting. Maps it for a [`Window`] only.
     fn open(&self, name: &str) -> io::Result<Arc<dyn StorageFile>>;
 
     /// Opens a small file that is rewritten in place (the checkpoint's slots); makes an empty
@@ -44,10 +44,16 @@ pub trait Storage: Send + Sync {
     }
 }
 
-/// A file as it is read, synced, cut or rewritten in small: always by system calls.
+/// A file as it is read, synced, cut or rewritten in small: by system calls, but for windows.
 pub trait StorageFile: Send + Sync {
     /// Reads at `offset` until `into` is full or the file ends; returns the bytes read.
     fn read_at(&self, offset: u64, into: &mut [u8]) -> io::Result<usize>;
+
+    /// Bytes of the file without copying them, where it can: for a walk over a segment that takes
+    /// no more frames.
+    fn window(&self, _offset: u64, _len: usize) -> Option<Box<dyn Window>> {
+        None
+    }
 
     /// Writes all of `bytes` at `offset`; the file grows as needed.
     fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()>;
@@ -69,6 +75,15 @@ pub trait StorageFile: Send + Sync {
 
     /// Cuts the file.
     fn truncate(&self, len: u64) -> io::Result<()>;
+}
+
+/// Bytes of a file that nobody writes to.
+pub trait Window: Send {
+    /// The bytes.
+    fn bytes(&self) -> &[u8];
+
+    /// Whether the file lost a page meanwhile: the bytes may be zeroes that aren't in it.
+    fn is_torn(&self) -> bool;
 }
 
 /// The append side of a segment: one owner, stores through a mapping.

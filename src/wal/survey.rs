@@ -402,7 +402,10 @@ impl Recoverer<'_> {
 
     fn cursor(&self, header: SegmentHeader, file: &Arc<dyn StorageFile>, end: u64) -> Cursor {
         let (table, buffer) = (self.topics.clone(), self.options.read_buffer_bytes);
-        Cursor::new(file.clone(), header, end, table, buffer)
+        let mut cursor = Cursor::new(file.clone(), header, end, table, buffer);
+        // The directory is held, and nothing is appended to what an earlier run left.
+        cursor.look_through_windows();
+        cursor
     }
 
     /// Has the keeper give a walked segment the seal that it lacks, so that it is walked once.

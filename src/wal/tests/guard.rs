@@ -1,6 +1,8 @@
 //! Tests of the SIGBUS guard: real signals, on files that are cut under their mapping.
 
 use super::*;
+use crate::wal::cursor::{Cursor, Found};
+use crate::wal::format::{HEADER_AREA_BYTES, HeaderVerdict};
 use crate::wal::guard::watched;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, ExitStatus};
@@ -153,4 +155,77 @@ fn without_the_guard_the_signal_ends_the_process() {
     }
     let status = alone("without_the_guard_the_signal_ends_the_process");
     assert_eq!(status.signal(), Some(libc::SIGBUS), "{status}");
+}
+
+/// The frames' LSNs and the bad ranges that a walk finds; after `pause` frames `then` is done.
+fn walk(path: &std::path::Path, windows: bool, pause: usize, then: impl FnOnce()) -> Vec<String> {
+    let dir = path.parent().expect("a directory");
+    let storage =
+        FileStorage::open_read_only(dir).expect("opens").with_sigbus_guard(true);
+    let name = path.file_name().and_then(|n| n.to_str()).expect("a name");
+    let file = storage.open(name).expect("opens");
+    let mut area = vec![0; HEADER_AREA_BYTES as usize];
+    file.read_at(0, &mut area).expect("read");
+    let HeaderVerdict::Good(header) = SegmentHeader::judge(&area) else { panic!("no header") };
+    let len = file.len().expect("its length");
+    let mut cursor = Cursor::new(file, header, len, Arc::new(TopicTable::default()), 64 << 10);
+    if windows {
+        cursor.look_through_windows();
+    }
+    let mut found = Vec::new();
+    let mut then = Some(then);
+    loop {
+        let one = cursor.next().expect("it can be read");
+        found.push(match one {
+            Found::Frame(at, header) => format!("{at}: {} {:?}", header.lsn, header.kind),
+            Found::Bad { from, to, lost, .. } => format!("{from}-{to}: {lost:?}"),
+            Found::End { from, .. } => {
+                found.push(format!("end {from}"));
+                return found;
+            }
+        });
+        if found.len() == pause && let Some(then) = then.take() {
+            assert!(!windows || watched() > 0, "no window is guarded");
+            then();
+        }
+    }
+}
+
+#[test]
+fn a_walk_through_windows_finds_what_reads_find_also_where_the_file_is_cut_under_it() {
+    let home = tempfile::tempdir().expect("a directory");
+    let topics = Arc::new(TopicTable::default());
+    let options = WalOptions { segment_bytes: 8 << 20, record_bytes_max: 256, ..WalOptions::default() };
+    let (wal, keeper, recovery) =
+        Wal::open(Arc::new(storage(&home)), topics.clone(), options, salts(7), 1_000)
+            .expect("opens");
+    let mut log = Open { wal, keeper, recovery, topics };
+    for n in 1..=50_000 {
+        append_helped(&mut log, n);
+    }
+    log.wal.seal();
+    log.keeper.sync_now().expect("synced");
+    let first = log.wal.segments[0].header.number;
+    drop(log);
+    let path = home.path().join("log").join(segment_name(SegmentKind::Main, first));
+
+    let sound = walk(&path, false, 0, || ());
+    assert!(sound.len() > 10_000, "{}", sound.len());
+    assert_eq!(walk(&path, true, 0, || ()), sound);
+    // A flipped bit in the middle.
+    let file = std::fs::OpenOptions::new().read(true).write(true).open(&path).expect("opens");
+    let at = file.metadata().expect("its length").len() / 3;
+    let mut byte = [0];
+    std::os::unix::fs::FileExt::read_exact_at(&file, &mut byte, at).expect("read");
+    std::os::unix::fs::FileExt::write_all_at(&file, &[byte[0] ^ 4], at).expect("written");
+    let flipped = walk(&path, false, 0, || ());
+    assert_ne!(flipped, sound);
+    assert_eq!(walk(&path, true, 0, || ()), flipped);
+    // Cut in the middle of the first window, whose pages are there.
+    let cut = walk(&path, true, 10, || file.set_len(1 << 20).expect("cut"));
+    let whole = cut.len() - 1;
+    assert!(whole > 1_000, "{whole}");
+    assert_eq!(cut[..whole], flipped[..whole]);
+    assert_eq!(walk(&path, false, 0, || ())[..whole], cut[..whole]);
+    println!("{} things in it, {whole} before the cut", sound.len());
 }
