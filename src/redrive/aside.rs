@@ -51,7 +51,7 @@ fn walk(
         };
         // A reason that isn't UTF-8 is of a later version: the letter is one all the same.
         let note = note.unwrap_or(SetAsideNote { reason: "", code: 0, unix_ms: 0 });
-        let dead = Dead { lsn: Lsn(header.lsn), index, topic: &topic, note, record };
+        let dead = Dead { lsn: Lsn(header.lsn), index, topic, note, record };
         index += 1;
         failed = visit(dead);
         if failed.is_err() { Err(io::ErrorKind::Other.into()) } else { Ok(()) }

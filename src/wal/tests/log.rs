@@ -134,7 +134,7 @@ fn set_aside_records_keep_their_reason() {
             match item {
                 Inspected::Frame { header, topic, note: Some(note), body, .. } => {
                     assert_eq!((note.reason, note.code, note.unix_ms), ("message too large", 10, 77));
-                    assert_eq!((topic.as_deref(), header.partition, body), (Some("beta"), 2, &b"bad"[..]));
+                    assert_eq!((topic, header.partition, body), (Some("beta"), 2, &b"bad"[..]));
                     seen += 1;
                 }
                 Inspected::Frame { .. } => {}
