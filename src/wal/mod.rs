@@ -61,7 +61,7 @@ pub use redrive::Orphan;
 pub use repair::{Repaired, plan, repair};
 pub use replayed::Replayed;
 pub use seal::{Locator, Seal};
-pub use storage::{AppendFile, Storage, StorageFile};
+pub use storage::{AppendFile, Storage, StorageFile, Window};
 pub use verdict::Met;
 pub use types::{
     AppendError, DamageReport, LogRecord, Oldest, ReadError, ReadItem, Recovery, SaltSource, WalOptions,
