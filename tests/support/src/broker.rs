@@ -2,6 +2,7 @@
 
 use crate::home::{self, Home};
 use crate::oracle::Oracle;
+use crate::secure::{DOORS, Secure};
 use crate::{Random, process};
 use rustix::process::Signal;
 use std::fs::{self, File};
@@ -21,6 +22,8 @@ pub struct KafkaOptions {
     /// Topics come into being when they are first used, with so many partitions.
     /// `None`, the default: an unknown topic is an error.
     pub auto_create_partitions: Option<u32>,
+    /// Locked doors beside the open one: TLS, SASL, ACLs; see [`crate::Door`].
+    pub secure: bool,
     /// More broker settings; they win over the harness's own.
     pub properties: Vec<(String, String)>,
 }
@@ -33,6 +36,7 @@ pub struct Kafka {
     dir: PathBuf,
     /// `None` for an existing cluster: it can't be faulted.
     node: Option<Node>,
+    secure: Option<Secure>,
 }
 
 #[derive(Debug)]
@@ -86,7 +90,7 @@ impl Kafka {
             let oracle = oracle.expect("the oracle starts");
             let id = oracle.cluster_id();
             assert!(id.is_ok(), "FOREBAY_TEST_BROKERS={brokers}: {id:?}");
-            Some(Kafka { brokers, oracle, dir, node: None })
+            Some(Kafka { brokers, oracle, dir, node: None, secure: None })
         });
         if kafka.is_none() {
             home::home().map_err(home::skip).err();
@@ -104,12 +108,17 @@ impl Kafka {
         let mut random = Random::new(crate::seed());
         let (port, controller) = free_ports(&mut random)?;
         let cluster_id = cluster_id(&mut random);
-        let settings = properties(&dir, port, controller, options);
+        let secure = options.secure.then(|| Secure::new(&dir, controller + 1)).transpose()?;
+        let settings = properties(&dir, port, controller, options, secure.as_ref());
         let file = dir.join("broker.properties");
         fs::write(&file, settings).map_err(|e| format!("{}: {e}", file.display()))?;
         let mut format = home.java("broker.jsa");
         format.arg(format!("-Dkafka.log={}", dir.join("format.log").display()));
-        format.args(["kafka.tools.StorageTool", "format", "--standalone", "-t", &cluster_id, "-c"]);
+        format.args(["kafka.tools.StorageTool", "format", "--standalone", "-t", &cluster_id]);
+        if options.secure {
+            format.args(Secure::format_arguments());
+        }
+        format.arg("-c");
         let out = format.arg(&file).output().map_err(|e| format!("java: {e}"))?;
         if !out.status.success() {
             return Err(format!("format: {}", String::from_utf8_lossy(&out.stderr)));
@@ -119,7 +128,7 @@ impl Kafka {
         node.launch(&dir, broker)?;
         // The oracle's JVM starts beside the broker's.
         let oracle = Oracle::start(oracle, &brokers, &dir)?;
-        let mut kafka = Kafka { brokers, oracle, dir, node: Some(node) };
+        let mut kafka = Kafka { brokers, oracle, dir, node: Some(node), secure };
         kafka.wait_until_ready()?;
         Ok(kafka)
     }
@@ -208,6 +217,11 @@ impl Kafka {
             .filter(|f| f.path().extension().is_some_and(|e| e == "log"))
             .map(|f| f.metadata().map_or(0, |m| m.len()))
             .sum()
+    }
+
+    /// What the locked doors are made of.
+    pub(crate) fn secure(&self) -> &Secure {
+        self.secure.as_ref().expect("a broker that was started with `secure`")
     }
 
     /// The broker's process number.
@@ -308,10 +322,10 @@ pub fn dead_port() -> u16 {
 
 fn free_ports(random: &mut Random) -> Result<(u16, u16), String> {
     for _ in 0..100 {
-        let port = random.within(PORTS.0, PORTS.1 - 1) as u16;
-        let bound =
-            (TcpListener::bind(("127.0.0.1", port)), TcpListener::bind(("127.0.0.1", port + 1)));
-        if bound.0.is_ok() && bound.1.is_ok() {
+        let port = random.within(PORTS.0, PORTS.1 - u64::from(DOORS) - 1) as u16;
+        // The broker's, the controller's, and as many as there are doors.
+        let bound = (port..port + 2 + DOORS).map(|port| TcpListener::bind(("127.0.0.1", port)));
+        if bound.collect::<Vec<_>>().iter().all(Result::is_ok) {
             return Ok((port, port + 1));
         }
     }
@@ -326,7 +340,13 @@ fn cluster_id(random: &mut Random) -> String {
     id
 }
 
-fn properties(dir: &Path, port: u16, controller: u16, options: &KafkaOptions) -> String {
+fn properties(
+    dir: &Path,
+    port: u16,
+    controller: u16,
+    options: &KafkaOptions,
+    secure: Option<&Secure>,
+) -> String {
     let auto = options.auto_create_partitions;
     let mut text = format!(
         "process.roles=broker,controller
@@ -360,6 +380,9 @@ background.threads=2
         auto.is_some(),
         auto.unwrap_or(1),
     );
+    if let Some(secure) = secure {
+        text.push_str(&secure.properties(port, controller));
+    }
     for (name, value) in &options.properties {
         text.push_str(&format!("{name}={value}\n"));
     }

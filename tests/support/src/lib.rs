@@ -2,6 +2,7 @@
 //!
 //! * [`Kafka`]: a real Apache Kafka (KRaft, one combined node) from jars that Maven puts under
 //!   `target/kafka/`; every fault is a signal to a real process.
+//! * [`secure`]: locked doors for such a broker: TLS, SASL, ACLs, certificates of its own.
 //! * [`Oracle`]: what is really in a topic, read by Kafka's own Java client.
 //! * [`audit`]: what was sent against what arrived: lost, duplicates, order.
 //! * [`process`]: child processes that die with the test, their CPU time, their signals.
@@ -18,9 +19,11 @@ pub mod lines;
 pub mod log_dir;
 mod oracle;
 pub mod process;
+pub mod secure;
 
 pub use broker::{Kafka, KafkaOptions, dead_port};
 pub use oracle::{Consumed, Oracle};
+pub use secure::Door;
 
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
