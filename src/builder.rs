@@ -221,7 +221,9 @@ impl Builder {
     }
 
     /// Passes a property on to librdkafka: compression, security, socket settings. Those that
-    /// the pipeline depends on are refused at `open`, with the reason.
+    /// the pipeline depends on are refused at `open`, with the reason. TLS and SASL need the
+    /// feature `ssl` or `ssl-vendored`, SASL PLAIN without TLS needs none; see
+    /// [`Pipeline::reload`] for passwords and certificates that change.
     pub fn extra(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
         self.config.extra.push((name.into(), value.into()));
         self
@@ -275,6 +277,7 @@ impl Builder {
             Some(sink) => sink,
             None => kafka_sink(&config, &waker)?,
         };
+        let reloader = sink.reloader();
         let (lanes, drain) = Lanes::new(&LaneOptions {
             lanes: config.lanes,
             lane_bytes: config.lane_bytes,
@@ -321,7 +324,7 @@ impl Builder {
         flusher.publish(clock.now_ns());
         let threads = Threads::start(flusher, keeper, &shared)
             .map_err(io("starting the pipeline's threads"))?;
-        Ok(Pipeline::new(shared, clock, threads, config.drop_timeout))
+        Ok(Pipeline::new(shared, clock, threads, config.drop_timeout, reloader))
     }
 }
 

@@ -3,13 +3,19 @@
 use super::{ERROR_TEXT_BYTES, text_of};
 use crate::error::ConfigError;
 use crate::sink::kafka::config::{self, shown};
+use crate::sink::kafka::security::certificate_fault;
 use rdkafka::bindings::*;
-use std::ffi::{CStr, CString, c_char};
-use std::ptr::NonNull;
+use std::ffi::{CStr, CString, c_char, c_int, c_void};
+use std::ptr::{self, NonNull};
+
+/// Shorter values are in too many words to be replaced in them.
+const SECRET_BYTES_MIN: usize = 4;
 
 /// A configuration that librdkafka has accepted; instances are made from copies of it.
 pub(in crate::sink::kafka) struct Config {
     pub(super) conf: NonNull<rd_kafka_conf_t>,
+    /// Values that may be secrets, to be kept out of librdkafka's words.
+    secrets: Vec<String>,
 }
 
 // SAFETY: a configuration is plain data owned by this value alone; librdkafka ties it to no
@@ -24,13 +30,19 @@ impl Config {
         // SAFETY: takes nothing, returns a new configuration.
         let conf = NonNull::new(unsafe { rd_kafka_conf_new() })
             .ok_or_else(|| config::refuse("brokers", "", "librdkafka is out of memory"))?;
-        let config = Config { conf };
+        let secret = |(name, value): &&(String, String)| {
+            config::may_be_secret(name) && value.len() >= SECRET_BYTES_MIN
+        };
+        let secrets = properties.iter().filter(secret).map(|(_, value)| value.clone()).collect();
+        let config = Config { conf, secrets };
         for (name, value) in properties {
             config.set(name, value)?;
         }
         let events = RD_KAFKA_EVENT_DR | RD_KAFKA_EVENT_ERROR | RD_KAFKA_EVENT_LOG;
         // SAFETY: `conf` is live for as long as `config` is.
         unsafe { rd_kafka_conf_set_events(config.conf.as_ptr(), events) };
+        // SAFETY: as above. Without TLS in the build the call does nothing.
+        unsafe { rd_kafka_conf_set_ssl_cert_verify_cb(config.conf.as_ptr(), Some(verified)) };
         Ok(config)
     }
 
@@ -52,17 +64,19 @@ impl Config {
         if done == rd_kafka_conf_res_t::RD_KAFKA_CONF_OK {
             return Ok(());
         }
+        // librdkafka may repeat the value; it could be a secret, also a short one.
         let mut problem = text_of(&text);
-        // librdkafka may repeat the value; it could be a secret.
         if shown(name, value) != value && value.len() > 2 {
             problem = problem.replace(value, "***");
         }
-        if problem.contains("not available at build time")
-            || problem.contains("not supported in this build")
-        {
-            problem.push_str("; this build of forebay has no TLS, SCRAM, OAUTHBEARER, Kerberos or zstd in its librdkafka");
-        }
         Err(config::refuse(name, shown(name, value), problem))
+    }
+
+    /// A text of librdkafka's without anything that may be a secret.
+    pub(in crate::sink::kafka) fn scrubbed(&self, text: String) -> String {
+        self.secrets.iter().fold(text, |text, secret| {
+            if text.contains(secret) { text.replace(secret, "***") } else { text }
+        })
     }
 
     /// The value in force of a numeric property, `default` if librdkafka has none.
@@ -85,4 +99,34 @@ impl Drop for Config {
         // SAFETY: this value owns the configuration, and instances are made from copies.
         unsafe { rd_kafka_conf_destroy(self.conf.as_ptr()) };
     }
+}
+
+/// librdkafka asks it of each certificate in a broker's chain. It lets nothing pass that OpenSSL
+/// refuses, and refuses nothing else: it only has the reason written into the log, which
+/// librdkafka's error doesn't hold.
+unsafe extern "C" fn verified(
+    _: *mut rd_kafka_t,
+    _: *const c_char,
+    _: i32,
+    x509_error: *mut c_int,
+    depth: c_int,
+    _: *const c_char,
+    _: usize,
+    text: *mut c_char,
+    text_bytes: usize,
+    _: *mut c_void,
+) -> c_int {
+    // SAFETY: librdkafka gives a live number, and a buffer of `text_bytes` bytes.
+    unsafe {
+        if *x509_error == 0 {
+            return 1;
+        }
+        let fault = certificate_fault(*x509_error, depth);
+        let bytes = fault.len().min(text_bytes.saturating_sub(1));
+        if text_bytes > 0 {
+            ptr::copy_nonoverlapping(fault.as_ptr().cast(), text, bytes);
+            *text.add(bytes) = 0;
+        }
+    }
+    0
 }
