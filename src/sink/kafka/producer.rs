@@ -360,9 +360,12 @@ impl KafkaSink {
                 tracing::error!(target: "forebay::kafka", "{state}: {told}; records are kept");
                 self.last_error = Some(format!("{state}: {told}"));
             }
-        } else if !(error == code::ALL_BROKERS_DOWN && self.security.is_refused()) {
+        } else {
             tracing::warn!(target: "forebay::kafka", "{}: {text}", reason.name);
-            self.last_error = Some(format!("{}: {text}", reason.name));
+            // It follows the errors that say why.
+            if error != code::ALL_BROKERS_DOWN || self.last_error.is_none() {
+                self.last_error = Some(format!("{}: {text}", reason.name));
+            }
         }
         // After a disconnect the messages to retry lie in the paused queues.
         self.probe();
