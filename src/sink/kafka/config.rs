@@ -213,7 +213,7 @@ pub(super) fn properties(options: &KafkaOptions) -> Result<Vec<(String, String)>
     for (name, value) in &options.extra {
         if let Some((_, why)) = OWNED.iter().find(|(owned, _)| owned == name) {
             let problem = format!("the pipeline sets this property itself: {why}");
-            return Err(refuse(name, value, problem));
+            return Err(refuse(name, shown_brokers(value), problem));
         }
         set(name, value.clone());
     }

@@ -64,11 +64,14 @@ impl Config {
         if done == rd_kafka_conf_res_t::RD_KAFKA_CONF_OK {
             return Ok(());
         }
-        // librdkafka may repeat the value; it could be a secret, also a short one.
-        let mut problem = text_of(&text);
-        if shown(name, value) != value && value.len() > 2 {
-            problem = problem.replace(value, "***");
-        }
+        // librdkafka may repeat the value; it could be a secret.
+        let problem = text_of(&text);
+        let problem = if shown(name, value) == value {
+            problem
+        } else {
+            // It may also repeat a part of it, in quotes.
+            quoting_only(&without(problem, value), name)
+        };
         Err(config::refuse(name, shown(name, value), problem))
     }
 
@@ -101,6 +104,31 @@ impl Drop for Config {
     }
 }
 
+/// A text without a value that it may repeat, whole, or cut off where the text's room ended.
+fn without(text: String, value: &str) -> String {
+    if value.len() < 3 {
+        return text;
+    }
+    let mut text = text.replace(value, "***");
+    // A character that was cut through.
+    text.truncate(text.trim_end_matches(char::REPLACEMENT_CHARACTER).len());
+    let begins = value.char_indices().map(|(at, _)| &value[..at]).filter(|v| v.len() >= 3);
+    if let Some(cut) = begins.rev().find(|begin| text.ends_with(begin)) {
+        text.truncate(text.len() - cut.len());
+        text.push_str("***");
+    }
+    text
+}
+
+/// A text in which nothing stands in quotes but `name`.
+fn quoting_only(text: &str, name: &str) -> String {
+    let parts = text.split('"').enumerate().map(|(at, part)| match at % 2 {
+        1 if part != name => "***",
+        _ => part,
+    });
+    parts.collect::<Vec<_>>().join("\"")
+}
+
 /// librdkafka asks it of each certificate in a broker's chain. It lets nothing pass that OpenSSL
 /// refuses, and refuses nothing else: it only has the reason written into the log, which
 /// librdkafka's error doesn't hold.
@@ -129,4 +157,77 @@ unsafe extern "C" fn verified(
         }
     }
     0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::sync::OnceLock;
+
+    #[test]
+    fn a_value_is_taken_out_of_a_text_also_where_the_text_ends_in_it() {
+        assert_eq!(without("value \"hunter2\" is bad".into(), "hunter2"), "value \"***\" is bad");
+        assert_eq!(without("value \"hunt".into(), "hunter2"), "value \"***");
+        assert_eq!(without("value \"hun\u{fffd}".into(), "hunéter"), "value \"***");
+        assert_eq!(without("no such property".into(), "hunter2"), "no such property");
+        let part = quoting_only("Invalid value \"unter2\" for property \"a.b\"", "a.b");
+        assert_eq!(part, "Invalid value \"***\" for property \"a.b\"");
+    }
+
+    /// Names that librdkafka knows, with the type of each taken in turn, and some that it doesn't.
+    fn names() -> &'static [String] {
+        static NAMES: OnceLock<Vec<String>> = OnceLock::new();
+        NAMES.get_or_init(dumped)
+    }
+
+    fn dumped() -> Vec<String> {
+        let mut count = 0;
+        // SAFETY: the configuration is live until it is destroyed; the dump is an array of `count`
+        // strings that end in NUL, freed below.
+        unsafe {
+            let conf = rd_kafka_conf_new();
+            let dump = rd_kafka_conf_dump(conf, &mut count);
+            let at = |i: usize| CStr::from_ptr(*dump.add(i)).to_string_lossy().into_owned();
+            let names = (0..count).step_by(2).map(at).collect();
+            rd_kafka_conf_dump_free(dump, count);
+            rd_kafka_conf_destroy(conf);
+            names
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(4_000))]
+
+        /// No property, whatever its name and value, is a panic; an error names it, says what is
+        /// wrong, and repeats no value that could be a secret.
+        #[test]
+        fn any_property_is_taken_or_refused_by_name(
+            at in any::<prop::sample::Index>(),
+            odd_name in "\\PC{0,24}",
+            known in prop::bool::weighted(0.9),
+            value in prop_oneof![
+                "\\PC{0,12}",
+                "[ -~]{0,700}",
+                any::<i64>().prop_map(|n| n.to_string()),
+                Just("a\0b".to_owned()),
+            ],
+        ) {
+            let name = if known { at.get(names()).clone() } else { odd_name };
+            let marked = format!("{value}Kq7-canary");
+            for value in [value, marked] {
+                let mut options = crate::sink::kafka::KafkaOptions::new("b:1");
+                options.extra.push((name.clone(), value.clone()));
+                let taken = config::properties(&options).and_then(|all| Config::new(&all));
+                if let Err(error) = taken {
+                    let related = error.name.starts_with("sasl.") && name == "security.protocol";
+                    prop_assert!(error.name == name || related, "{name:?}: {error:?}");
+                    prop_assert!(!error.problem.is_empty(), "{name:?}");
+                    let is_shown = !config::may_be_secret(&name);
+                    let told = error.to_string();
+                    prop_assert!(is_shown || !told.contains("canary"), "{name:?}: {told}");
+                }
+            }
+        }
+    }
 }
