@@ -296,6 +296,16 @@ impl AppendFile for MappedFile {
         self.map.commit_at(offset, word)
     }
 
+    fn store_frame(
+        &mut self,
+        offset: u64,
+        word: u64,
+        head: &[u8],
+        body: &[u8],
+    ) -> io::Result<()> {
+        self.map.store_frame(offset, word, head, body)
+    }
+
     fn populate(&mut self, offset: u64, len: u64) -> io::Result<()> {
         match self.map.populate(offset, len) {
             // The blocks are allocated; the pages come with the first store.

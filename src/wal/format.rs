@@ -88,6 +88,7 @@
 //! new, never mixed; writeback has no order; a sync covers what was stored in that file before
 //! it was called; a directory's sync covers names. A mapping promises nothing else.
 
+use super::encode::FrameEncoder;
 use crate::record::{Shape, TopicId};
 
 pub(super) const MAGIC: [u8; 8] = *b"FOREBAYW";
@@ -110,7 +111,7 @@ pub(super) const TOPICS_PER_SEGMENT_MAX: u32 = 1 << 16;
 pub(super) const NUMBER_LIMIT: u64 = 1 << 63;
 
 /// Offsets, each the previous one plus its size.
-mod at {
+pub(super) mod at {
     pub const VERSION: usize = 8;
     pub const HEADER_LEN: usize = VERSION + 4;
     pub const NUMBER: usize = HEADER_LEN + 4;
@@ -361,22 +362,35 @@ impl FrameHeader {
         body: &[u8],
     ) -> [u8; FRAME_HEADER_BYTES] {
         let mut b = [0; FRAME_HEADER_BYTES];
-        put(&mut b, at::LENGTH, self.length.to_le_bytes());
-        put(&mut b, at::LSN, self.lsn.to_le_bytes());
-        put(&mut b, at::FRAME_NUMBER, self.frame_number.to_le_bytes());
-        put(&mut b, at::TIMESTAMP, self.timestamp_ms.to_le_bytes());
-        b[at::KIND] = self.kind as u8;
-        b[at::FLAGS] = u8::from(self.shape.key_len.is_none())
-            | (u8::from(self.shape.value_len.is_none()) << 1);
-        put(&mut b, at::PREFIX_LEN, self.prefix_len.to_le_bytes());
-        put(&mut b, at::TOPIC, self.topic.to_le_bytes());
-        put(&mut b, at::PARTITION, self.partition.to_le_bytes());
-        put(&mut b, at::HEADERS_LEN, self.shape.headers_len.to_le_bytes());
-        put(&mut b, at::KEY_LEN, self.shape.key_len.unwrap_or(0).to_le_bytes());
-        put(&mut b, at::VALUE_LEN, self.shape.value_len.unwrap_or(0).to_le_bytes());
-        let crc = frame_crc(salt, &b, prefix, body);
-        put(&mut b, at::CRC, crc.to_le_bytes());
+        let mut encoder = FrameEncoder::new(salt);
+        let image = encoder.encode(self, prefix, body);
+        put(&mut b, at::LENGTH, image.word.to_le_bytes());
+        b[at::LSN..].copy_from_slice(&image.head[..FRAME_HEADER_BYTES - at::LSN]);
         b
+    }
+
+    /// Puts what stands behind the commit word: in whole words, because what was just stored is
+    /// loaded again in larger pieces.
+    pub(super) fn put_fields(&self, to: &mut [u8]) {
+        const { assert!(at::FLAGS == at::KIND + 1 && at::PREFIX_LEN == at::KIND + 2) };
+        const { assert!(at::TOPIC == at::KIND + 4 && at::HEADERS_LEN == at::PARTITION + 4) };
+        const { assert!(at::VALUE_LEN == at::KEY_LEN + 4) };
+        let pair = |low: u32, high: u32| u64::from(low) | (u64::from(high) << 32);
+        let flags = u32::from(self.shape.key_len.is_none())
+            | (u32::from(self.shape.value_len.is_none()) << 1);
+        let kind = self.kind as u32 | (flags << 8) | (u32::from(self.prefix_len) << 16);
+        let (key, value) = (self.shape.key_len.unwrap_or(0), self.shape.value_len.unwrap_or(0));
+        let words = [
+            (at::LSN, self.lsn),
+            (at::FRAME_NUMBER, self.frame_number),
+            (at::TIMESTAMP, self.timestamp_ms as u64),
+            (at::KIND, pair(kind, self.topic)),
+            (at::PARTITION, pair(self.partition as u32, self.shape.headers_len)),
+            (at::KEY_LEN, pair(key, value)),
+        ];
+        for (at, word) in words {
+            put(to, at - at::LSN, word.to_le_bytes());
+        }
     }
 
     /// Whether the kind in a header's bytes is one of this version.
@@ -452,30 +466,6 @@ impl FrameHeader {
     pub(super) fn is_record(&self) -> bool {
         matches!(self.kind, FrameKind::Record | FrameKind::SetAside)
     }
-}
-
-fn frame_crc(
-    salt: u32,
-    header: &[u8; FRAME_HEADER_BYTES],
-    prefix: &[u8],
-    body: &[u8],
-) -> u32 {
-    // Each call has a fixed cost, so the header's two covered parts are put side by side.
-    let mut covered = [0; FRAME_HEADER_BYTES - (at::LSN - at::CRC)];
-    covered[..at::CRC].copy_from_slice(&header[..at::CRC]);
-    covered[at::CRC..].copy_from_slice(&header[at::LSN..]);
-    let mut crc = crc32fast::Hasher::new_with_initial(salt);
-    crc.update(&covered);
-    if !prefix.is_empty() {
-        crc.update(prefix);
-    }
-    crc.update(body);
-    crc.finalize()
-}
-
-/// The commit word of an encoded header.
-pub(super) fn commit_word(header: &[u8; FRAME_HEADER_BYTES]) -> u64 {
-    get_u64(header, 0)
 }
 
 /// What a set-aside record says beside the record.

@@ -108,14 +108,19 @@ impl Wal {
     ///
     /// # Errors
     /// See [`AppendError`]; nothing of the record is in the log then.
+    #[inline]
     pub fn append(
         &mut self,
         lsn: Lsn,
         record: &RecordView<'_>,
     ) -> Result<LogPosition, AppendError> {
-        let at = self.put(SegmentKind::Main, lsn, record, None)?;
+        let offset = self.put(SegmentKind::Main, lsn, record, None)?;
         self.common.appended_below.store(lsn.0.saturating_add(1), Ordering::Release);
-        Ok(at)
+        Ok(LogPosition { segment: self.active_number(SegmentKind::Main), offset })
+    }
+
+    fn active_number(&self, kind: SegmentKind) -> u64 {
+        self.active[kind as usize].as_ref().map_or(0, |a| a.header.number)
     }
 
     /// Writes a record that is given up into the set-aside segments.
@@ -133,18 +138,19 @@ impl Wal {
     ) -> Result<LogPosition, AppendError> {
         self.unix_ms = now_unix_ms;
         let note = SetAsideNote { reason, code, unix_ms: now_unix_ms };
-        let at = self.put(SegmentKind::SetAside, lsn, record, Some(&note))?;
+        let offset = self.put(SegmentKind::SetAside, lsn, record, Some(&note))?;
         self.common.aside_appends.fetch_add(1, Ordering::Release);
-        Ok(at)
+        Ok(LogPosition { segment: self.active_number(SegmentKind::SetAside), offset })
     }
 
+    /// Puts it into the active segment of its kind and returns the frame's offset there.
     fn put(
         &mut self,
         kind: SegmentKind,
         lsn: Lsn,
         record: &RecordView<'_>,
         note: Option<&SetAsideNote<'_>>,
-    ) -> Result<LogPosition, AppendError> {
+    ) -> Result<u64, AppendError> {
         let failed = self.failed_segment(kind);
         loop {
             let Some(active) = &mut self.active[kind as usize] else {
@@ -155,9 +161,7 @@ impl Wal {
                 active.give_up();
             }
             match active.append(lsn, record, note, &self.topics) {
-                Ok(offset) => {
-                    return Ok(LogPosition { segment: active.header.number, offset });
-                }
+                Ok(offset) => return Ok(offset),
                 Err(SegmentError::Io(e)) => return Err(self.store_failed(&e)),
                 Err(SegmentError::NoRoom) if active.is_fresh() => {
                     return Err(AppendError::TooLarge);

@@ -23,6 +23,11 @@ use std::sync::Arc;
 // A file's bytes are not memory that loom models: std's atomics, always.
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+/// How far behind a frame's end the lines lie that are asked for.
+const PREFETCH_AHEAD_BYTES: usize = 2048;
+/// Longer frames are left to the processor's own prefetching.
+const PREFETCH_FRAME_BYTES_MAX: usize = 2048;
+
 pub(super) struct Mapping {
     /// Before `map`: nothing is watched that isn't mapped any more.
     guard: Option<Guarded>,
@@ -93,6 +98,48 @@ impl Mapping {
                 .store(word.to_le(), Ordering::Release);
         }
         self.check()
+    }
+
+    /// Stores a frame and then, behind everything of it, its commit word.
+    pub fn store_frame(
+        &mut self,
+        offset: u64,
+        word: u64,
+        head: &[u8],
+        body: &[u8],
+    ) -> io::Result<()> {
+        let len = 8 + head.len() + body.len();
+        let at = self.range(offset, len)?;
+        if at % 8 != 0 {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        // SAFETY: all of the frame is in range by M3, alive and, for the word, aligned by M1 and
+        // the check above; the only access by M2, so that neither part can overlap it.
+        unsafe {
+            let frame = self.map.as_mut_ptr().add(at);
+            std::ptr::copy_nonoverlapping(head.as_ptr(), frame.add(8), head.len());
+            if !body.is_empty() {
+                let to = frame.add(8 + head.len());
+                std::ptr::copy_nonoverlapping(body.as_ptr(), to, body.len());
+            }
+            AtomicU64::from_ptr(frame.cast()).store(word.to_le(), Ordering::Release);
+        }
+        self.prefetch(at + len, len);
+        self.check()
+    }
+
+    /// Asks for the cache lines of a frame to come, behind `end`: stores to memory that isn't in
+    /// cache fill the store buffer, and everything after them waits.
+    fn prefetch(&self, end: usize, len: usize) {
+        #[cfg(target_arch = "x86_64")]
+        if len <= PREFETCH_FRAME_BYTES_MAX {
+            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+            let from = self.map.as_mut_ptr().wrapping_add(end + PREFETCH_AHEAD_BYTES);
+            for line in 0..len.div_ceil(64) {
+                // SAFETY: a hint that touches no memory; any address will do.
+                unsafe { _mm_prefetch::<_MM_HINT_T0>(from.wrapping_add(line * 64).cast()) };
+            }
+        }
     }
 
     /// Faults the range's pages in for writing, or says why that can't be. `Unsupported` when

@@ -14,6 +14,7 @@ mod checkpoint;
 mod cursor;
 mod directory;
 mod file_storage;
+mod encode;
 mod findings;
 pub mod format;
 mod guard;

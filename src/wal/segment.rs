@@ -4,7 +4,8 @@
 //! void frame takes its place, so that nothing half-written is ever taken for a record. When
 //! even that fails, the segment is broken and takes no more.
 
-use super::format::{FRAME_HEADER_BYTES, FrameHeader, FrameKind, HEADER_AREA_BYTES, HEADER_AT, SegmentHeader, SetAsideNote, TOPICS_PER_SEGMENT_MAX, commit_word, pad8};
+use super::encode::FrameEncoder;
+use super::format::{FRAME_HEADER_BYTES, FrameHeader, FrameKind, HEADER_AREA_BYTES, HEADER_AT, SegmentHeader, SetAsideNote, TOPICS_PER_SEGMENT_MAX, pad8};
 use super::seal::{LOCATOR_AT, Locator, SEAL_FIXED_BYTES, SEAL_ROW_BYTES, Seal};
 use super::storage::AppendFile;
 use crate::record::{Lsn, RecordView, TopicId};
@@ -41,6 +42,7 @@ pub(super) struct SegmentWriter {
     /// Bytes that the seal's value will take.
     seal_value_bytes: u64,
     populated_to: u64,
+    encoder: FrameEncoder,
     broken: bool,
 }
 
@@ -64,6 +66,7 @@ impl SegmentWriter {
             local_of: Vec::new(),
             seal_value_bytes: SEAL_FIXED_BYTES as u64,
             populated_to: 0,
+            encoder: FrameEncoder::new(header.salt),
             broken: false,
         })
     }
@@ -180,8 +183,8 @@ impl SegmentWriter {
         body: &[u8],
     ) -> Result<u64, SegmentError> {
         let at = self.end;
-        let bytes = header.encode(self.header.salt, prefix, body);
-        match self.store(at, &bytes, prefix, body) {
+        let image = self.encoder.encode(header, prefix, body);
+        match self.file.store_frame(at, image.word, image.head, image.body) {
             Ok(()) => {
                 self.end = at + header.stride();
                 Ok(at)
@@ -193,30 +196,12 @@ impl SegmentWriter {
         }
     }
 
-    fn store(
-        &mut self,
-        at: u64,
-        header: &[u8; FRAME_HEADER_BYTES],
-        prefix: &[u8],
-        body: &[u8],
-    ) -> io::Result<()> {
-        self.file.write_at(at + 8, &header[8..])?;
-        let mut to = at + FRAME_HEADER_BYTES as u64;
-        for part in [prefix, body] {
-            if !part.is_empty() {
-                self.file.write_at(to, part)?;
-                to += part.len() as u64;
-            }
-        }
-        self.file.commit_at(at, commit_word(header))
-    }
-
     /// Puts a void frame over a failed one.
     fn void(&mut self, length: u32) {
         let mut header = FrameHeader::plain(FrameKind::Void, self.next_frame, 0, 0);
         header.length = length;
-        let bytes = header.encode(self.header.salt, &[], &[]);
-        match self.store(self.end, &bytes, &[], &[]) {
+        let image = self.encoder.encode(&header, &[], &[]);
+        match self.file.store_frame(self.end, image.word, image.head, image.body) {
             Ok(()) => self.end += header.stride(),
             Err(_) => self.broken = true,
         }

@@ -4,6 +4,7 @@
 //! Names are paths relative to the log's directory, with `/` between a directory and a file
 //! (`set-aside/0000000000000007.wal`). Directories are made by the storage itself.
 
+use super::format::FRAME_HEADER_BYTES;
 use crate::stats::Filesystem;
 use std::io;
 use std::sync::Arc;
@@ -79,6 +80,28 @@ pub trait AppendFile: Send {
 
     /// One aligned 8-byte store, after everything written before it (Release).
     fn commit_at(&mut self, offset: u64, word: u64) -> io::Result<()>;
+
+    /// Stores a frame at `offset`: `head` and then `body` behind the 8 bytes of its commit word,
+    /// then `word`. Files that can do it at once override it; what is in the file in the end is
+    /// the same.
+    fn store_frame(
+        &mut self,
+        offset: u64,
+        word: u64,
+        head: &[u8],
+        body: &[u8],
+    ) -> io::Result<()> {
+        // In pieces, so that a simulator can fail or stop between any two of them.
+        let mut to = offset + 8;
+        let (header, prefix) = head.split_at(head.len().min(FRAME_HEADER_BYTES - 8));
+        for part in [header, prefix, body] {
+            if !part.is_empty() {
+                self.write_at(to, part)?;
+                to += part.len() as u64;
+            }
+        }
+        self.commit_at(offset, word)
+    }
 
     /// Makes the pages of a range present and writable, so that what would be a SIGBUS in the
     /// next store is an error here.
