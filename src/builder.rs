@@ -148,10 +148,10 @@ impl Builder {
     /// Sizes the lanes for a peak that one thread may reach: half a lane then holds what comes
     /// in 40 ms (the longest look and 20 ms of lost CPU).
     pub fn expect_peak(mut self, records_per_s: u64, record_bytes: usize) -> Self {
-        let bytes = (record_bytes as u64).next_multiple_of(16);
+        let bytes = (record_bytes as u64).div_ceil(16).saturating_mul(16);
         let in_40_ms = |per_s: u64| (per_s / 25).max(1) * 2;
         let size = |n: u64, least: usize, most: usize| {
-            usize::try_from(n).unwrap_or(most).next_power_of_two().clamp(least, most)
+            usize::try_from(n).unwrap_or(most).next_power_of_two().min(most).max(least)
         };
         self.config.lane_bytes =
             size(in_40_ms(records_per_s.saturating_mul(bytes)), self.config.lane_bytes, 1 << 30);
@@ -221,7 +221,9 @@ impl Builder {
     }
 
     /// Passes a property on to librdkafka: compression, security, socket settings. Those that
-    /// the pipeline depends on are refused at `open`, with the reason.
+    /// the pipeline depends on are refused at `open`, with the reason. TLS and SASL need the
+    /// feature `ssl` or `ssl-vendored`, SASL PLAIN without TLS needs none; see
+    /// [`Pipeline::reload`] for passwords and certificates that change.
     pub fn extra(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
         self.config.extra.push((name.into(), value.into()));
         self
@@ -275,6 +277,7 @@ impl Builder {
             Some(sink) => sink,
             None => kafka_sink(&config, &waker)?,
         };
+        let reloader = sink.reloader();
         let (lanes, drain) = Lanes::new(&LaneOptions {
             lanes: config.lanes,
             lane_bytes: config.lane_bytes,
@@ -320,7 +323,8 @@ impl Builder {
         flusher.publish(clock.now_ns());
         let threads = Threads::start(flusher, keeper, &shared)
             .map_err(io("starting the pipeline's threads"))?;
-        Ok(Pipeline::new(shared, clock, threads, config.drop_timeout, config.loss_window))
+        let (drop_timeout, loss_window) = (config.drop_timeout, config.loss_window);
+        Ok(Pipeline::new(shared, clock, threads, drop_timeout, loss_window, reloader))
     }
 }
 
@@ -372,4 +376,76 @@ fn kafka_sink(config: &Config, waker: &Waker) -> Result<Box<dyn Sink>, OpenError
 #[cfg(not(feature = "kafka"))]
 fn kafka_sink(_: &Config, _: &Waker) -> Result<Box<dyn Sink>, OpenError> {
     Err(OpenError::Kafka("built without the feature \"kafka\"; give a sink(..)".into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn size() -> impl Strategy<Value = usize> {
+        prop_oneof![any::<usize>(), 0..200_000_000_usize, (0..64_u32).prop_map(|n| 1 << n)]
+    }
+
+    fn time() -> impl Strategy<Value = Duration> {
+        prop_oneof![
+            Just(Duration::MAX),
+            Just(Duration::ZERO),
+            (0..200_000_u64).prop_map(Duration::from_millis)
+        ]
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(20_000))]
+
+        /// Whatever the settings: checked without a panic, and an error names one of them and
+        /// what is allowed.
+        #[test]
+        fn any_settings_are_taken_or_refused_by_name(
+            sizes in prop::collection::vec(prop::option::weighted(0.3, size()), 11),
+            times in prop::collection::vec(prop::option::weighted(0.3, time()), 5),
+            peak in prop::option::weighted(0.3, (any::<u64>(), size())),
+        ) {
+            let mut b = Pipeline::builder().brokers("b:1").wal_dir("/d");
+            let set: [fn(Builder, usize) -> Builder; 11] = [
+                Builder::flush_records,
+                Builder::flush_bytes,
+                Builder::in_flight_max_records,
+                Builder::in_flight_max_bytes,
+                Builder::record_bytes_max,
+                Builder::lanes,
+                Builder::lane_bytes,
+                Builder::lane_slots,
+                Builder::segment_bytes,
+                |b, n| b.wal_max_bytes(n as u64),
+                Builder::receipts_max,
+            ];
+            let set_time: [fn(Builder, Duration) -> Builder; 5] = [
+                Builder::flush_interval,
+                Builder::loss_window,
+                Builder::sync_interval,
+                Builder::stall_timeout,
+                Builder::topic_grace,
+            ];
+            for (set, value) in set.iter().zip(&sizes) {
+                b = value.iter().fold(b, |b, value| set(b, *value));
+            }
+            for (set, value) in set_time.iter().zip(&times) {
+                b = value.iter().fold(b, |b, value| set(b, *value));
+            }
+            if let Some((records_per_s, bytes)) = peak {
+                b = b.expect_peak(records_per_s, bytes);
+            }
+            let shown = format!("{b:?}");
+            match b.config.validate(true) {
+                // What is allowed can be worked with.
+                Ok(()) => prop_assert!(b.config.segment_bytes_within(0) >= 1 << 20),
+                Err(error) => {
+                    prop_assert!(shown.contains(&format!("{}: ", error.name)), "{error:?}");
+                    prop_assert!(error.problem.contains("allowed is") || error.problem.contains("must ")
+                        || error.problem.contains("at most"), "{error}");
+                }
+            }
+        }
+    }
 }

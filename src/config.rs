@@ -96,7 +96,7 @@ impl fmt::Debug for Config {
     /// only, since a value may be a password.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Config")
-            .field("brokers", &self.brokers)
+            .field("brokers", &shown_brokers(&self.brokers))
             .field("wal_dir", &self.wal_dir)
             .field("at_most_once", &self.at_most_once)
             .field("flush_interval", &self.flush_interval())
@@ -121,6 +121,11 @@ impl fmt::Debug for Config {
             .field("extra", &self.extra.iter().map(|(k, _)| k).collect::<Vec<_>>())
             .finish_non_exhaustive()
     }
+}
+
+/// The addresses as they may be shown: one with an `@` may hold a password, and is refused.
+pub(crate) fn shown_brokers(brokers: &str) -> &str {
+    if brokers.contains('@') { "***" } else { brokers }
 }
 
 /// A segment's bytes where the disk has room.
@@ -341,6 +346,7 @@ mod tests {
     fn debug_hides_what_goes_to_librdkafka() {
         let mut c = good();
         c.extra.push(("sasl.password".into(), "hunter2".into()));
+        c.brokers = "sasl_ssl://user:hunter2@b:9092".into();
         let shown = format!("{c:?}");
         assert!(shown.contains("sasl.password") && !shown.contains("hunter2"));
     }

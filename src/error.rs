@@ -133,6 +133,25 @@ pub struct ConfigError {
     pub problem: String,
 }
 
+/// Why `Pipeline::reload` changed nothing.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ReloadError {
+    /// A property can't be used, by itself or with those that were set before.
+    #[error("{0}")]
+    Config(#[from] ConfigError),
+    /// librdkafka makes no producer with these properties: a file that can't be read, say.
+    #[error("librdkafka: {0}")]
+    Kafka(String),
+    /// The pipeline's sink has no properties.
+    #[error("this pipeline's sink has no properties to reload")]
+    Unsupported,
+    /// The pipeline is closed, has stopped, or belongs to the process that this one was forked
+    /// from.
+    #[error("the pipeline is closed")]
+    Closed,
+}
+
 /// Why `Pipeline::topic` refused a name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("topic {name:?}: Kafka allows 1 to 249 of a-z A-Z 0-9 . _ - and neither \".\" nor \"..\"")]

@@ -140,7 +140,7 @@ pub mod verify;
 
 pub use builder::Builder;
 pub use config::{Partitioner, WalFull};
-pub use error::{ConfigError, OpenError, SendError, TopicError};
+pub use error::{ConfigError, OpenError, ReloadError, SendError, TopicError};
 pub use pipeline::{CloseError, FlushError, NotReady, Pipeline};
 pub use receipt::{Level, Receipt, ReceiptError};
 pub use sink::MemorySink;

@@ -1,11 +1,12 @@
 //! Owns [`Pipeline`]: what users open, ask and close, and the threads behind it.
 
 use crate::clock::Clock;
-use crate::error::TopicError;
+use crate::error::{ReloadError, TopicError};
 use crate::flusher::Flusher;
 use crate::keeper::Keeper;
 use crate::receipt::Waiting;
 use crate::shared::Shared;
+use crate::sink::Reload;
 use crate::stats::{CloseReport, Stats};
 use crate::sync::Ordering;
 use crate::thread::{panic_text, spawn};
@@ -96,6 +97,8 @@ pub struct Pipeline {
     drop_timeout: Duration,
     /// `None` where nothing is journaled by age.
     loss_window: Option<Duration>,
+    /// `None`: the sink has no properties.
+    reloader: Option<Arc<dyn Reload>>,
     /// The process that the threads belong to.
     owner: u32,
 }
@@ -129,9 +132,10 @@ impl Pipeline {
         threads: Threads,
         drop_timeout: Duration,
         loss_window: Option<Duration>,
+        reloader: Option<Arc<dyn Reload>>,
     ) -> Self {
-        let threads = Mutex::new(Some(threads));
-        Pipeline { shared, clock, threads, drop_timeout, loss_window, owner: std::process::id() }
+        let (threads, owner) = (Mutex::new(Some(threads)), std::process::id());
+        Pipeline { shared, clock, threads, drop_timeout, loss_window, reloader, owner }
     }
 
     /// A topic to send to. The name is interned once; asking again is cheap, not free.
@@ -163,20 +167,47 @@ impl Pipeline {
     pub fn ready(&self, timeout: Duration) -> Result<(), NotReady> {
         let is_ready = || {
             let topics_heard = !self.shared.announced.load(Ordering::Acquire);
-            let published = self.shared.published.lock();
-            published.sink.connected && published.sink.topics_known && topics_heard
+            let reloads = self.reloader.as_ref().map_or(0, |r| r.asked());
+            let sink = &self.shared.published.lock().sink;
+            sink.connected && sink.topics_known && topics_heard && sink.reloads >= reloads
         };
         if self.shared.wait_until(timeout, &mut { is_ready }) {
             return Ok(());
         }
         let sink = self.shared.published.lock().sink.clone();
-        let what =
-            if sink.connected { "topics aren't known yet" } else { "no broker is connected" };
+        let what = match (sink.rebuilding, sink.connected) {
+            (true, _) => "the producer is being replaced",
+            (_, true) => "topics aren't known yet",
+            (_, false) => "no broker is connected",
+        };
         let reason = match sink.last_error {
             Some(error) => format!("{what} ({error})"),
             None => what.to_owned(),
         };
         Err(NotReady { reason })
+    }
+
+    /// Goes on with other librdkafka properties: a rotated password, another certificate. Those
+    /// named here take the place of what was set before, the others stay; files that properties
+    /// name are read again, so that `reload(&[])` picks up a certificate that was renewed in
+    /// place. `brokers` and everything else that isn't librdkafka's stays as it is.
+    ///
+    /// The properties are checked, and a producer is made with them, before anything changes.
+    /// Doesn't wait for Kafka: [`Pipeline::ready`] says afterwards whether it lets us in, and
+    /// `stats().states` why it doesn't. The producer in use gets 5 s to report what it has;
+    /// what it doesn't report is sent again by the new one, and may be in Kafka twice.
+    ///
+    /// # Errors
+    /// See [`ReloadError`]. Nothing has changed then.
+    pub fn reload(&self, properties: &[(&str, &str)]) -> Result<(), ReloadError> {
+        let ended = || {
+            let published = self.shared.published.lock();
+            published.closed.is_some() || published.stopped.is_some()
+        };
+        if self.is_forked() || ended() {
+            return Err(ReloadError::Closed);
+        }
+        self.reloader.as_ref().ok_or(ReloadError::Unsupported)?.reload(properties)
     }
 
     /// Sends everything accepted so far without waiting for a batch, and waits until it is

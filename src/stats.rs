@@ -174,6 +174,12 @@ pub struct WalStats {
 pub struct States {
     /// No broker is connected: why, if known.
     pub disconnected: Option<String>,
+    /// A broker refuses the login: which, and what it said. Records are kept. After the
+    /// password is put right, on the broker or by [`crate::Pipeline::reload`], they go on.
+    pub auth_failed: Option<String>,
+    /// TLS with a broker fails: which, and why. Records are kept. [`crate::Pipeline::reload`]
+    /// reads certificates again.
+    pub tls_failed: Option<String>,
     /// Records are older than `loss_window` and neither final nor in the log.
     pub exposed: bool,
     /// The producer instance is being replaced.

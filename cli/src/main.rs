@@ -7,6 +7,7 @@ mod bench;
 mod demo;
 mod input;
 mod pipe;
+mod properties;
 mod report;
 mod wal;
 

@@ -4,11 +4,12 @@
 //! first, the end of input or a signal, ends the run, and it is ended once.
 
 use crate::input::{Line, read_line, split_key};
+use crate::properties::Properties;
 use crate::report::{Summary, say};
 use clap::ArgGroup;
 use forebay::{CloseReport, Pipeline, SendError, Stats, Topic};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use std::error::Error;
 use std::io::{BufReader, IsTerminal};
@@ -34,7 +35,8 @@ Exit status: 0 everything is delivered (or, after a signal, delivered or in the 
 ///
 /// Takes input at once, also while a backlog of an earlier run is there; the backlog goes
 /// first. Never drops a line: when there is no room, it stops reading. The end of input drains
-/// without limit; SIGTERM or SIGINT closes within --close-ms and leaves the rest in the log.
+/// without limit; SIGTERM or SIGINT closes within --close-ms and leaves the rest in the log. SIGHUP
+/// reads --properties-file again: a rotated password or certificate.
 #[derive(clap::Args, Debug)]
 #[command(after_help = EXAMPLE)]
 #[command(group = ArgGroup::new("overflow").required(true).args(["wal_dir", "at_most_once"]))]
@@ -60,9 +62,8 @@ pub struct Args {
     /// What Kafka gets after a signal, in ms, before the rest is left in the log
     #[arg(long, value_name = "N", default_value_t = 5000)]
     close_ms: u64,
-    /// Pass a property on to librdkafka; may be given more than once
-    #[arg(short = 'X', long = "property", value_name = "NAME=VALUE", value_parser = property)]
-    properties: Vec<Property>,
+    #[command(flatten)]
+    properties: Properties,
     /// Print one JSON object on standard output at the end
     #[arg(long)]
     json: bool,
@@ -77,22 +78,6 @@ fn separator(text: &str) -> Result<Separator, String> {
         "\\t" => Ok(Separator(b"\t".to_vec())),
         other => Ok(Separator(other.as_bytes().to_vec())),
     }
-}
-
-/// A property whose value may be a secret: `Debug` shows the name only.
-#[derive(Clone)]
-pub struct Property(pub String, pub String);
-
-impl std::fmt::Debug for Property {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_tuple("Property").field(&self.0).finish()
-    }
-}
-
-/// Reads NAME=VALUE.
-pub fn property(text: &str) -> Result<Property, String> {
-    let (name, value) = text.split_once('=').ok_or("must be NAME=VALUE")?;
-    Ok(Property(name.to_owned(), value.to_owned()))
 }
 
 /// What both threads need to end the run.
@@ -121,11 +106,14 @@ pub fn run(args: Args) -> Result<ExitCode, Box<dyn Error>> {
     if let Some(ms) = args.loss_window_ms {
         builder = builder.loss_window(Duration::from_millis(ms));
     }
-    for Property(name, value) in &args.properties {
+    for (name, value) in args.properties.read()? {
         builder = builder.extra(name, value);
     }
     // Before anything is opened: a signal must never find the run without its handler.
     let signals = Signals::new([SIGTERM, SIGINT])?;
+    if args.properties.have_file() {
+        signals.add_signal(SIGHUP)?;
+    }
     let pipeline = builder.open()?;
     let topic = pipeline.topic(&args.topic)?;
     let run = Arc::new(Run {
@@ -138,6 +126,7 @@ pub fn run(args: Args) -> Result<ExitCode, Box<dyn Error>> {
         skipped: AtomicBool::new(false),
     });
     end_on_signal(signals, run.clone())?;
+    tell_refusals(run.clone())?;
     let progress = show_progress(&run)?;
     pump(&run, &topic)?;
     // Without limit; a signal cuts it short by closing the pipeline.
@@ -217,7 +206,11 @@ fn park() -> ! {
 
 fn end_on_signal(mut signals: Signals, run: Arc<Run>) -> std::io::Result<()> {
     let wait = move || {
-        if signals.forever().next().is_some() {
+        for signal in signals.forever() {
+            if signal == SIGHUP {
+                reload(&run);
+                continue;
+            }
             // Kept to the end of the process: the other thread waits for it there.
             let _ending = run.ending.lock();
             run.signalled.store(true, Ordering::Release);
@@ -231,6 +224,41 @@ fn end_on_signal(mut signals: Signals, run: Arc<Run>) -> std::io::Result<()> {
     };
     std::thread::Builder::new().name("signals".into()).spawn(wait)?;
     Ok(())
+}
+
+/// Reads the properties again and goes on with them, or with those it has.
+fn reload(run: &Run) {
+    let properties = run.args.properties.read();
+    let reloaded = properties.and_then(|all| {
+        let changes: Vec<_> = all.iter().map(|(n, v)| (n.as_str(), v.as_str())).collect();
+        Ok(run.pipeline.reload(&changes)?)
+    });
+    match reloaded {
+        Ok(()) => say(format_args!("the properties are read again")),
+        Err(e) => say(format_args!("{e}; the properties stay as they were")),
+    }
+}
+
+/// One line when Kafka doesn't let us in, and when it does again: without it a run with a wrong
+/// password would wait in silence.
+fn tell_refusals(run: Arc<Run>) -> std::io::Result<()> {
+    let watch = move || {
+        let mut told = None;
+        loop {
+            let states = run.pipeline.stats().states;
+            let auth = states.auth_failed.map(|reason| format!("auth_failed: {reason}"));
+            let refusal = auth.or(states.tls_failed.map(|reason| format!("tls_failed: {reason}")));
+            if refusal != told {
+                match &refusal {
+                    Some(refusal) => say(format_args!("{refusal}; records are kept")),
+                    None => say(format_args!("Kafka lets us in again")),
+                }
+                told = refusal;
+            }
+            std::thread::sleep(TICK);
+        }
+    };
+    std::thread::Builder::new().name("refusals".into()).spawn(watch).map(drop)
 }
 
 /// Closes, reports, and says how the process ends.
@@ -316,7 +344,9 @@ fn show_progress(run: &Arc<Run>) -> Result<Option<ProgressBar>, Box<dyn Error>> 
         while !shown.is_finished() {
             let stats = run.pipeline.stats();
             let b = stats.books;
+            let refused = stats.states.auth_failed.is_some() || stats.states.tls_failed.is_some();
             let state = match (&stats.states.disconnected, stats.states.exposed) {
+                _ if refused => "refused by Kafka",
                 (Some(_), _) => "disconnected",
                 (None, true) => "exposed",
                 (None, false) => "ok",

@@ -161,6 +161,8 @@ impl Flusher {
             (!s.connected).then(|| s.last_error.clone().unwrap_or_else(|| "not yet".into()));
         stats.states = States {
             disconnected,
+            auth_failed: s.auth_failed.clone(),
+            tls_failed: s.tls_failed.clone(),
             exposed: f.exposed,
             rebuilding: self.rebuilding,
             paused_partitions: s.paused_partitions,

@@ -8,6 +8,9 @@ pub use crate::record::{
 };
 pub use crate::report::{Opaque, Outcome, Reason, Report, Scope};
 
+use crate::error::ReloadError;
+use std::sync::Arc;
+
 mod memory;
 pub use memory::{MemoryHandle, MemoryRecord, MemorySink};
 
@@ -52,8 +55,26 @@ pub struct SinkState {
     pub paused_partitions: u32,
     /// The last error that wasn't about one record (connection, authentication, TLS).
     pub last_error: Option<String>,
+    /// A broker refuses the login: which, and what it said.
+    pub auth_failed: Option<String>,
+    /// TLS with a broker fails: which, and why.
+    pub tls_failed: Option<String>,
+    /// The last reload that was taken over, by its number.
+    pub reloads: u64,
     /// Records handed over and not yet reported.
     pub outstanding_records: u64,
+}
+
+/// The way to change a sink's properties while it runs, from any thread.
+pub trait Reload: Send + Sync {
+    /// Checks the changes, and has the sink go on with them. Doesn't wait for Kafka.
+    ///
+    /// # Errors
+    /// See [`ReloadError`]; on an error nothing has changed.
+    fn reload(&self, changes: &[(&str, &str)]) -> Result<(), ReloadError>;
+
+    /// The number of the last one that succeeded; [`SinkState::reloads`] says when it is in use.
+    fn asked(&self) -> u64;
 }
 
 /// Takes records and reports each exactly once per instance.
@@ -90,6 +111,11 @@ pub trait Sink: Send {
     /// Announces topics in use (also of the backlog), so that their metadata is asked for early.
     fn announce(&mut self, topic: &str) {
         let _ = topic;
+    }
+
+    /// How to change its properties while it runs; `None` for a sink that has none.
+    fn reloader(&self) -> Option<Arc<dyn Reload>> {
+        None
     }
 
     /// Everything handed over should leave now: linger is over, whatever is paused goes on.

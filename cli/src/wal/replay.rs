@@ -1,7 +1,7 @@
 //! Owns `forebay wal replay`: a directory that nobody has open, into Kafka.
 
 use super::bar;
-use crate::pipe::{Property, property};
+use crate::properties::Properties;
 use crate::report::say;
 use forebay::redrive::{Options, Outcome, Redrive};
 use forebay::{NotReady, Pipeline};
@@ -69,9 +69,8 @@ pub struct Args {
     /// What Kafka gets after a signal, in ms
     #[arg(long, value_name = "N", default_value_t = 5000)]
     close_ms: u64,
-    /// Pass a property on to librdkafka; may be given more than once
-    #[arg(short = 'X', long = "property", value_name = "NAME=VALUE", value_parser = property)]
-    properties: Vec<Property>,
+    #[command(flatten)]
+    properties: Properties,
     /// Print one JSON object on standard output at the end
     #[arg(long)]
     json: bool,
@@ -133,7 +132,7 @@ fn open_pipeline(args: &Args, record_bytes_max: usize) -> Result<Pipeline, Box<d
         .lane_bytes(LANE_BYTES.max((record_bytes_max * 8).next_power_of_two()))
         .record_bytes_max(record_bytes_max)
         .flush_interval(Duration::from_millis(5));
-    for Property(name, value) in &args.properties {
+    for (name, value) in args.properties.read()? {
         builder = builder.extra(name, value);
     }
     Ok(builder.open()?)

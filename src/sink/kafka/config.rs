@@ -1,7 +1,10 @@
 //! Owns the sink's options, and the list of librdkafka properties that the pipeline sets itself.
 
 pub use crate::config::Partitioner;
+use crate::config::shown_brokers;
 use crate::error::ConfigError;
+
+mod secure;
 
 /// What the Kafka sink is built from.
 #[derive(Clone)]
@@ -60,7 +63,7 @@ impl std::fmt::Debug for KafkaOptions {
         let extra: Vec<(&str, &str)> =
             self.extra.iter().map(|(name, value)| (name.as_str(), shown(name, value))).collect();
         f.debug_struct("KafkaOptions")
-            .field("brokers", &self.brokers)
+            .field("brokers", &shown_brokers(&self.brokers))
             .field("extra", &extra)
             .field("record_bytes_max", &self.record_bytes_max)
             .field("partitioner", &self.partitioner)
@@ -80,8 +83,11 @@ const HARMLESS: &[&str] = &[
     "compression.level",
     "compression.type",
     "debug",
+    "enable.sparse.connections",
+    "enable.ssl.certificate.verification",
     "log_level",
     "metadata.max.age.ms",
+    "reconnect.backoff.max.ms",
     "reconnect.backoff.ms",
     "sasl.mechanism",
     "sasl.mechanisms",
@@ -89,12 +95,22 @@ const HARMLESS: &[&str] = &[
     "socket.keepalive.enable",
     "socket.nagle.disable",
     "socket.timeout.ms",
+    "ssl.ca.location",
+    "ssl.certificate.location",
+    "ssl.endpoint.identification.algorithm",
+    "ssl.key.location",
+    "ssl.keystore.location",
     "topic.metadata.refresh.interval.ms",
 ];
 
 /// The value as it may be shown.
 pub(super) fn shown<'a>(name: &str, value: &'a str) -> &'a str {
     if HARMLESS.contains(&name) { value } else { "***" }
+}
+
+/// Whether a property's value may be a secret: it came from the user and isn't known as harmless.
+pub(super) fn may_be_secret(name: &str) -> bool {
+    !HARMLESS.contains(&name) && OWNED.iter().all(|(owned, _)| *owned != name)
 }
 
 /// (property, why a user can't set it).
@@ -147,6 +163,9 @@ const REPORTS: &str = "the pipeline reads every delivery report itself";
 const QUEUE: &str = "it follows from in_flight_max_records and in_flight_max_bytes";
 const PARTITIONER: &str = "the sink chooses the partition; use the option `partitioner`";
 
+/// Why an address with a user or a password isn't taken.
+const NO_LOGIN: &str = "an address is host:port, without user or password; set sasl.username and sasl.password as properties";
+
 /// What one record may take beyond its headers, key and value: the frame that Kafka adds.
 const RECORD_OVERHEAD_BYTES: usize = 512;
 /// The least that librdkafka allows for `message.max.bytes`.
@@ -165,6 +184,10 @@ pub(super) fn properties(options: &KafkaOptions) -> Result<Vec<(String, String)>
     if options.brokers.trim().is_empty() {
         return Err(refuse("brokers", "", "at least one host:port is needed"));
     }
+    if shown_brokers(&options.brokers) != options.brokers {
+        return Err(refuse("brokers", "***", NO_LOGIN));
+    }
+    secure::check(&options.extra)?;
     let message_bytes = options.record_bytes_max + RECORD_OVERHEAD_BYTES;
     if message_bytes > MESSAGE_BYTES_MAX {
         let allowed = MESSAGE_BYTES_MAX - RECORD_OVERHEAD_BYTES;
@@ -193,7 +216,7 @@ pub(super) fn properties(options: &KafkaOptions) -> Result<Vec<(String, String)>
     for (name, value) in &options.extra {
         if let Some((_, why)) = OWNED.iter().find(|(owned, _)| owned == name) {
             let problem = format!("the pipeline sets this property itself: {why}");
-            return Err(refuse(name, value, problem));
+            return Err(refuse(name, shown_brokers(value), problem));
         }
         set(name, value.clone());
     }
@@ -248,9 +271,12 @@ mod tests {
             options.extra.push((name.to_owned(), "hunter2".to_owned()));
         }
         options.extra.push(("security.protocol".to_owned(), "SASL_PLAINTEXT".to_owned()));
+        options.brokers = "sasl_ssl://user:hunter2@b:1".to_owned();
         let text = format!("{options:?}");
         assert!(!text.contains("hunter2"), "{text}");
         assert!(text.contains("SASL_PLAINTEXT"));
+        let error = properties(&options).unwrap_err();
+        assert!(error.name == "brokers" && !error.to_string().contains("hunter2"), "{error}");
     }
 
     #[test]

@@ -15,6 +15,8 @@ pub(super) mod code {
     pub const ALL_BROKERS_DOWN: i32 = -187;
     pub const TIMED_OUT: i32 = -185;
     pub const QUEUE_FULL: i32 = -184;
+    pub const SSL: i32 = -181;
+    pub const AUTHENTICATION: i32 = -169;
     pub const FATAL: i32 = -150;
     pub const TOPIC_EXCEPTION: i32 = 17;
     pub const UNKNOWN_TOPIC_OR_PART: i32 = 3;
@@ -40,9 +42,9 @@ const TABLE: &[(i32, Scope, &str)] = &[
     (-186, Scope::Record, "invalid_argument"),
     (code::TIMED_OUT, Scope::Transient, "timed_out"),
     (code::QUEUE_FULL, Scope::Transient, "queue_full"),
-    (-181, Scope::Transient, "tls"),
+    (code::SSL, Scope::Transient, "tls"),
     (-172, Scope::Instance, "producer_state"),
-    (-169, Scope::Transient, "authentication"),
+    (code::AUTHENTICATION, Scope::Transient, "authentication"),
     (-152, Scope::Transient, "closing"),
     (-151, Scope::Transient, "closing"),
     (code::FATAL, Scope::Instance, "producer_fatal"),

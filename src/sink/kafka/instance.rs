@@ -91,7 +91,7 @@ impl Instance {
         let Some(rk) = NonNull::new(rk) else {
             // SAFETY: when `rd_kafka_new` fails the configuration stays ours.
             unsafe { rd_kafka_conf_destroy(conf) };
-            return Err(text_of(&text));
+            return Err(config.scrubbed(text_of(&text)));
         };
         // SAFETY: `rk` is live.
         let queue = unsafe {

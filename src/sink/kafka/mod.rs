@@ -7,6 +7,8 @@
 //! | `instance` | the FFI: the only `unsafe` in this room |
 //! | `partitions` | choice of partition, how far ahead, pausing; pure |
 //! | `topics` | what metadata says of a topic |
+//! | `security` | whether brokers refuse our login or TLS |
+//! | `reload` | new properties for a sink that runs |
 //! | `worker` | the thread for everything that blocks |
 //! | `producer` | [`KafkaSink`], which puts them together |
 
@@ -15,6 +17,8 @@ mod errors;
 mod instance;
 mod partitions;
 mod producer;
+mod reload;
+mod security;
 mod topics;
 mod worker;
 

@@ -5,11 +5,13 @@ use super::config::{self, KafkaOptions, Partitioner};
 use super::errors::{classify, code};
 use super::instance::{Config, Delivery, Event, Instance, partition_of};
 use super::partitions::{Choice, Limits};
+use super::reload::{Fresh, Reloader};
+use super::security::Security;
 use super::topics::{Standing, Topic};
-use super::worker::Worker;
+use super::worker::{self, Worker};
 use crate::error::OpenError;
 use crate::record::RecordView;
-use crate::sink::{Opaque, Outcome, ProduceError, Reason, Report, Scope, Sink, SinkState};
+use crate::sink::{Opaque, Outcome, ProduceError, Reason, Reload, Report, Scope, Sink, SinkState};
 use crate::wake::Waker;
 use std::collections::HashMap;
 use std::ffi::CStr;
@@ -63,6 +65,7 @@ pub struct KafkaSink {
     /// From the handle in a report to the topic.
     by_handle: HashMap<usize, u32>,
     limits: Limits,
+    requests_ahead: u32,
     murmur2: bool,
     pauses: bool,
     grace_ns: u64,
@@ -82,6 +85,12 @@ pub struct KafkaSink {
     connected: bool,
     fatal: Option<(Reason, String)>,
     last_error: Option<String>,
+    security: Security,
+    reloader: Arc<Reloader>,
+    /// A reloaded producer that waits for the live one's end.
+    fresh: Option<Fresh>,
+    /// The last reload that was taken over.
+    reloads: u64,
     header_name: Vec<u8>,
     pausing: Vec<(Arc<CStr>, i32)>,
     resuming: Vec<(Arc<CStr>, i32)>,
@@ -97,6 +106,23 @@ impl std::fmt::Debug for KafkaSink {
 /// request long before they are many: with one, nothing would be copied while it is under way.
 const BYTES_AHEAD: u64 = 2;
 
+/// What bounds a partition, as far as it follows from the configuration.
+fn limits(config: &Config, requests_ahead: u32, silent_ns: u64) -> Limits {
+    let batch_records = config.number(c"batch.num.messages", 10_000).max(1);
+    let batch_bytes = config.number(c"batch.size", 1_000_000).max(1);
+    let ahead = u64::from(requests_ahead);
+    Limits {
+        records_ahead: u32::try_from(batch_records * ahead).unwrap_or(u32::MAX),
+        bytes_ahead: batch_bytes * ahead * BYTES_AHEAD,
+        turn_records: u32::try_from(batch_records).unwrap_or(u32::MAX),
+        turn_bytes: batch_bytes,
+        turn_ns: 10 * MS,
+        silent_ns,
+        probe_every_ns: 500 * MS,
+        probe_ns: 15 * MS,
+    }
+}
+
 impl KafkaSink {
     /// A sink for these options. It doesn't wait for Kafka: brokers that don't answer, or whose
     /// names don't resolve, show in [`Sink::state`].
@@ -107,28 +133,17 @@ impl KafkaSink {
     pub fn new(options: KafkaOptions, waker: Waker) -> Result<KafkaSink, OpenError> {
         let config = Arc::new(Config::new(&config::properties(&options)?)?);
         let instance = Instance::new(&config, waker.clone()).map_err(OpenError::Kafka)?;
-        let batch_records = config.number(c"batch.num.messages", 10_000).max(1);
-        let batch_bytes = config.number(c"batch.size", 1_000_000).max(1);
-        let ahead = u64::from(options.requests_ahead);
-        let limits = Limits {
-            records_ahead: u32::try_from(batch_records * ahead).unwrap_or(u32::MAX),
-            bytes_ahead: batch_bytes * ahead * BYTES_AHEAD,
-            turn_records: u32::try_from(batch_records).unwrap_or(u32::MAX),
-            turn_bytes: batch_bytes,
-            turn_ns: 10 * MS,
-            silent_ns: options.silent_ms.max(1) * MS,
-            probe_every_ns: 500 * MS,
-            probe_ns: 15 * MS,
-        };
+        let silent_ns = options.silent_ms.max(1) * MS;
         Ok(KafkaSink {
             phase: Phase::Live(Arc::new(instance)),
-            worker: Worker::new(config, waker),
+            limits: limits(&config, options.requests_ahead, silent_ns),
+            requests_ahead: options.requests_ahead,
+            worker: Worker::new(config, waker.clone()),
             generation: 0,
             topics: Vec::new(),
             by_name: HashMap::new(),
             by_id: Vec::new(),
             by_handle: HashMap::new(),
-            limits,
             murmur2: options.partitioner == Partitioner::Murmur2,
             pauses: options.silent_ms > 0,
             grace_ns: options.topic_grace_ms * MS,
@@ -148,9 +163,13 @@ impl KafkaSink {
             connected: false,
             fatal: None,
             last_error: None,
+            security: Security::default(),
+            fresh: None,
+            reloads: 0,
             header_name: Vec::new(),
             pausing: Vec::new(),
             resuming: Vec::new(),
+            reloader: Arc::new(Reloader::new(options, waker)),
         })
     }
 
@@ -294,7 +313,11 @@ impl KafkaSink {
                 self.report(&delivery, last.1, reports);
             }
             Event::Error { code, fatal, text } => self.error(code, fatal, text),
-            Event::Log { level, facility, text } => log(level, facility, text),
+            Event::Log { level, facility, text } => {
+                if !self.security.takes_log(level, facility, text) {
+                    log(level, facility, text);
+                }
+            }
         });
     }
 
@@ -305,7 +328,9 @@ impl KafkaSink {
             topic.partitions.reported(delivery.partition, bytes, self.now_ns);
         }
         let outcome = if delivery.code == 0 {
-            self.connected = true;
+            if !self.connected || self.security.is_refused() {
+                self.answered();
+            }
             Outcome::Delivered
         } else {
             let (scope, reason) = classify(delivery.code);
@@ -329,8 +354,19 @@ impl KafkaSink {
         if error == code::ALL_BROKERS_DOWN {
             self.connected = false;
         }
-        tracing::warn!(target: "forebay::kafka", "{}: {text}", reason.name);
-        self.last_error = Some(format!("{}: {text}", reason.name));
+        if let Some((refusal, told)) = self.security.hears(error, text, self.now_ns) {
+            if let Some(told) = told {
+                let state = refusal.state();
+                tracing::error!(target: "forebay::kafka", "{state}: {told}; records are kept");
+                self.last_error = Some(format!("{state}: {told}"));
+            }
+        } else {
+            tracing::warn!(target: "forebay::kafka", "{}: {text}", reason.name);
+            // It follows the errors that say why.
+            if error != code::ALL_BROKERS_DOWN || self.last_error.is_none() {
+                self.last_error = Some(format!("{}: {text}", reason.name));
+            }
+        }
         // After a disconnect the messages to retry lie in the paused queues.
         self.probe();
         self.metadata_soon(METADATA_TROUBLE_NS);
@@ -393,6 +429,7 @@ impl Sink for KafkaSink {
         self.watch();
         self.ask_metadata();
         self.advance();
+        self.take_reload();
     }
 
     fn next_deadline_ns(&mut self, now_ns: u64) -> Option<u64> {
@@ -416,12 +453,19 @@ impl Sink for KafkaSink {
             rebuilding: !matches!(self.phase, Phase::Live(_) | Phase::Closed),
             paused_partitions: self.silent,
             last_error: self.last_error.clone(),
+            auth_failed: self.security.login().cloned(),
+            tls_failed: self.security.tls().cloned(),
+            reloads: self.reloads,
             outstanding_records: self.outstanding,
         }
     }
 
     fn announce(&mut self, topic: &str) {
         self.intern(topic);
+    }
+
+    fn reloader(&self) -> Option<Arc<dyn Reload>> {
+        Some(self.reloader.clone())
     }
 
     fn hurry(&mut self) {
@@ -451,6 +495,10 @@ impl Sink for KafkaSink {
     }
 
     fn close(&mut self) {
+        self.reloader.close();
+        if let Some(fresh) = self.fresh.take() {
+            worker::destroy(Arc::new(fresh.instance));
+        }
         self.give_up_instance();
         self.phase = Phase::Closed;
         self.connected = false;

@@ -47,6 +47,11 @@ impl Worker {
         Worker { config, waker, ends: None }
     }
 
+    /// What wakes the sink's driver.
+    pub fn waker(&self) -> Waker {
+        self.waker.clone()
+    }
+
     /// Hands a command over. If the thread is gone (it panicked, or the system had no thread to
     /// give), another one is started; false when that fails.
     pub fn send(&mut self, command: Command) -> bool {
@@ -134,7 +139,7 @@ fn serve(inbox: &Receiver<Command>, outbox: &Sender<Answer>, config: &Config, wa
 }
 
 /// Destroys an instance on a thread of its own, or here if the system gives none.
-fn destroy(instance: Arc<Instance>) {
+pub(super) fn destroy(instance: Arc<Instance>) {
     let run = move || {
         instance::block_signals();
         drop(instance);

@@ -12,6 +12,9 @@
 //   leaders TOPIC                            -> per partition leader:in-sync,..., leader -1 is none
 //   ends TOPIC                               -> the end offset of each partition, in order
 //   produce TOPIC PARTITION TIME KEY VALUE [NAME=VALUE]...   bytes in hex, "-" is null
+//   scram USER PASSWORD                      -> nothing
+//   forbid USER TOPIC OPERATION              -> nothing
+//   permit TOPIC                             -> nothing; takes back what was forbidden on it
 //   dump TOPIC FILE                          -> how many records were written to FILE
 //
 // FILE: per record, big-endian: partition int, offset long, timestamp long, key, value, number of
@@ -27,10 +30,12 @@ import org.apache.kafka.clients.admin.*;
 import org.apache.kafka.clients.consumer.*;
 import org.apache.kafka.clients.producer.*;
 import org.apache.kafka.common.TopicPartition;
+import org.apache.kafka.common.acl.*;
 import org.apache.kafka.common.errors.TopicExistsException;
 import org.apache.kafka.common.errors.UnknownTopicOrPartitionException;
 import org.apache.kafka.common.header.Header;
 import org.apache.kafka.common.header.internals.RecordHeader;
+import org.apache.kafka.common.resource.*;
 import org.apache.kafka.common.serialization.*;
 
 public class Oracle {
@@ -81,6 +86,9 @@ public class Oracle {
             case "leaders": return leaders(words[1]);
             case "ends": return ends(words[1]);
             case "produce": return produce(words);
+            case "scram": return scram(words[1], words[2]);
+            case "forbid": return forbid(words[1], words[2], words[3]);
+            case "permit": return permit(words[1]);
             case "dump": return dump(words[1], words[2]);
             default: throw new IllegalArgumentException("unknown command " + words[0]);
         }
@@ -199,6 +207,28 @@ public class Oracle {
                 words[1], partition, time, unhex(words[4]), unhex(words[5]), headers);
             return Long.toString(producer.send(record).get().offset());
         }
+    }
+
+    private String scram(String user, String password) throws Exception {
+        ScramCredentialInfo info = new ScramCredentialInfo(ScramMechanism.SCRAM_SHA_512, 4096);
+        var change = new UserScramCredentialUpsertion(user, info, password);
+        admin.alterUserScramCredentials(List.of(change)).all().get();
+        return "";
+    }
+
+    private String forbid(String user, String topic, String operation) throws Exception {
+        AclOperation what = AclOperation.fromString(operation);
+        admin.createAcls(List.of(new AclBinding(
+            new ResourcePattern(ResourceType.TOPIC, topic, PatternType.LITERAL),
+            new AccessControlEntry("User:" + user, "*", what, AclPermissionType.DENY)))).all().get();
+        return "";
+    }
+
+    private String permit(String topic) throws Exception {
+        admin.deleteAcls(List.of(new AclBindingFilter(
+            new ResourcePatternFilter(ResourceType.TOPIC, topic, PatternType.LITERAL),
+            AccessControlEntryFilter.ANY))).all().get();
+        return "";
     }
 
     private String dump(String topic, String file) throws Exception {

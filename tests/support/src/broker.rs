@@ -2,6 +2,7 @@
 
 use crate::home::{self, Home};
 use crate::oracle::Oracle;
+use crate::secure::{DOORS, Secure};
 use crate::{Random, process};
 use rustix::process::Signal;
 use std::fs::{self, File};
@@ -21,6 +22,8 @@ pub struct KafkaOptions {
     /// Topics come into being when they are first used, with so many partitions.
     /// `None`, the default: an unknown topic is an error.
     pub auto_create_partitions: Option<u32>,
+    /// Locked doors beside the open one: TLS, SASL, ACLs; see [`crate::Door`].
+    pub secure: bool,
     /// More broker settings; they win over the harness's own.
     pub properties: Vec<(String, String)>,
 }
@@ -33,6 +36,7 @@ pub struct Kafka {
     dir: PathBuf,
     /// `None` for an existing cluster: it can't be faulted.
     node: Option<Node>,
+    secure: Option<Secure>,
 }
 
 /// One process of a cluster, and how often it was started.
@@ -87,7 +91,7 @@ impl Kafka {
             let oracle = oracle.expect("the oracle starts");
             let id = oracle.cluster_id();
             assert!(id.is_ok(), "FOREBAY_TEST_BROKERS={brokers}: {id:?}");
-            Some(Kafka { brokers, oracle, dir, node: None })
+            Some(Kafka { brokers, oracle, dir, node: None, secure: None })
         });
         if kafka.is_none() {
             home::home().map_err(home::skip).err();
@@ -103,15 +107,22 @@ impl Kafka {
     ) -> Result<Kafka, String> {
         let dir = home.run_dir().map_err(|e| format!("a directory under target/kafka: {e}"))?;
         let mut random = Random::new(crate::seed());
-        let port = free_ports(&mut random, 2)?;
+        // The broker's, the controller's, and as many as there are doors.
+        let doors = if options.secure { DOORS } else { 0 };
+        let port = free_ports(&mut random, 2 + doors)?;
         let controller = port + 1;
         let cluster_id = cluster_id(&mut random);
-        let settings = properties(&dir, port, controller, options);
+        let secure = options.secure.then(|| Secure::new(&dir, controller + 1)).transpose()?;
+        let settings = properties(&dir, port, controller, options, secure.as_ref());
         let file = dir.join("broker.properties");
         fs::write(&file, settings).map_err(|e| format!("{}: {e}", file.display()))?;
         let mut format = home.java("broker.jsa");
         format.arg(format!("-Dkafka.log={}", dir.join("format.log").display()));
-        format.args(["kafka.tools.StorageTool", "format", "--standalone", "-t", &cluster_id, "-c"]);
+        format.args(["kafka.tools.StorageTool", "format", "--standalone", "-t", &cluster_id]);
+        if options.secure {
+            format.args(Secure::format_arguments());
+        }
+        format.arg("-c");
         let out = format.arg(&file).output().map_err(|e| format!("java: {e}"))?;
         if !out.status.success() {
             return Err(format!("format: {}", String::from_utf8_lossy(&out.stderr)));
@@ -121,7 +132,7 @@ impl Kafka {
         node.launch(&dir, broker)?;
         // The oracle's JVM starts beside the broker's.
         let oracle = Oracle::start(oracle, &brokers, &dir)?;
-        let mut kafka = Kafka { brokers, oracle, dir, node: Some(node) };
+        let mut kafka = Kafka { brokers, oracle, dir, node: Some(node), secure };
         kafka.wait_until_ready()?;
         Ok(kafka)
     }
@@ -194,6 +205,11 @@ impl Kafka {
     pub fn log_bytes(&self, topic: &str) -> u64 {
         assert!(self.node.is_some(), "an existing cluster's disk can't be seen");
         log_bytes(&self.dir.join("data"), topic)
+    }
+
+    /// What the locked doors are made of.
+    pub(crate) fn secure(&self) -> &Secure {
+        self.secure.as_ref().expect("a broker that was started with `secure`")
     }
 
     /// The broker's process number.
@@ -343,7 +359,13 @@ pub(crate) fn cluster_id(random: &mut Random) -> String {
     id
 }
 
-fn properties(dir: &Path, port: u16, controller: u16, options: &KafkaOptions) -> String {
+fn properties(
+    dir: &Path,
+    port: u16,
+    controller: u16,
+    options: &KafkaOptions,
+    secure: Option<&Secure>,
+) -> String {
     let auto = options.auto_create_partitions;
     let mut text = format!(
         "process.roles=broker,controller
@@ -377,6 +399,9 @@ background.threads=2
         auto.is_some(),
         auto.unwrap_or(1),
     );
+    if let Some(secure) = secure {
+        text.push_str(&secure.properties(port, controller));
+    }
     for (name, value) in &options.properties {
         text.push_str(&format!("{name}={value}\n"));
     }

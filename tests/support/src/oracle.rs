@@ -180,6 +180,21 @@ impl Oracle {
         Ok(records)
     }
 
+    /// Gives a user of SCRAM-SHA-512 another password, or makes the user.
+    pub fn set_password(&self, user: &str, password: &str) -> Result<(), String> {
+        self.ask(&["scram", user, password]).map(drop)
+    }
+
+    /// Forbids a user an operation on a topic: `Write`, or `All`, which hides the topic too.
+    pub fn forbid(&self, user: &str, topic: &str, operation: &str) -> Result<(), String> {
+        self.ask(&["forbid", user, topic, operation]).map(drop)
+    }
+
+    /// Takes back whatever was forbidden on a topic.
+    pub fn permit(&self, topic: &str) -> Result<(), String> {
+        self.ask(&["permit", topic]).map(drop)
+    }
+
     /// Ends the Java process and waits for it.
     pub(crate) fn end(&self) {
         let Ok(mut talk) = self.talk.lock() else { return };

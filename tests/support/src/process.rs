@@ -1,6 +1,7 @@
 //! Owns child processes: they die with the test, however it ends.
 
-use rustix::process::{Pid, Signal, kill_process, set_parent_process_death_signal};
+pub use rustix::process::Signal;
+use rustix::process::{Pid, kill_process, set_parent_process_death_signal};
 use std::io::{self, Read};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};

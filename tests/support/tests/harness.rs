@@ -1,7 +1,7 @@
 //! The harness itself: a broker starts, is read, is paused, killed and restarted, and ends.
 
 use forebay_testkit::process::{self, Running};
-use forebay_testkit::{Kafka, KafkaOptions, heavy, say};
+use forebay_testkit::{Door, Kafka, KafkaOptions, heavy, say};
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -131,4 +131,26 @@ fn a_broker_ends_with_a_test_that_is_killed() {
         assert!(start.elapsed() < Duration::from_secs(5), "the broker outlived its test");
         std::thread::sleep(Duration::from_millis(5));
     }
+}
+
+#[test]
+fn a_broker_with_locked_doors_starts_and_has_passwords_and_acls() {
+    let _heavy = heavy();
+    let start = Instant::now();
+    let options = KafkaOptions { secure: true, ..KafkaOptions::default() };
+    let Some(mut kafka) = Kafka::start(options) else { return };
+    let started = start.elapsed();
+    let topic = kafka.topic("behind-doors", 1);
+    let oracle = kafka.oracle();
+    oracle.set_password("somebody", "secret").unwrap();
+    oracle.forbid("somebody", &topic, "Write").unwrap();
+    oracle.permit(&topic).unwrap();
+    oracle.produce(&topic, None, None, None, Some(b"v"), &[]).unwrap();
+    for door in [Door::Login, Door::Tls, Door::Mutual, Door::TlsLogin, Door::Expired] {
+        assert!(std::net::TcpStream::connect(kafka.door(door)).is_ok(), "{door:?}");
+    }
+    kafka.stop();
+    kafka.restart();
+    assert_eq!(kafka.oracle().end_offsets(&topic).unwrap(), [1]);
+    say(&format!("harness: with locked doors started in {started:.1?}"));
 }

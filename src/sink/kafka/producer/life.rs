@@ -1,13 +1,16 @@
 //! Owns the life of instances: metadata, and from draining to a new one.
 
 use super::{
-    KafkaSink, METADATA_SOON_NS, METADATA_TROUBLE_NS, Phase, REBUILD_PAUSE_MAX_NS, REBUILD_PAUSE_NS,
+    KafkaSink, METADATA_SOON_NS, METADATA_TROUBLE_NS, Phase, REBUILD_PAUSE_MAX_NS,
+    REBUILD_PAUSE_NS, limits,
 };
+use crate::sink::Reason;
 use crate::sink::kafka::describe;
 use crate::sink::kafka::errors::classify;
 use crate::sink::kafka::instance::{Instance, TopicMetadata};
+use crate::sink::kafka::reload::Fresh;
 use crate::sink::kafka::topics::Standing;
-use crate::sink::kafka::worker::{Answer, Command};
+use crate::sink::kafka::worker::{self, Answer, Command, Worker};
 use std::sync::Arc;
 
 impl KafkaSink {
@@ -26,7 +29,7 @@ impl KafkaSink {
     pub(super) fn learn(&mut self, topics: Result<Vec<TopicMetadata>, i32>) {
         match topics {
             Ok(topics) => {
-                self.connected = true;
+                self.answered();
                 for metadata in &topics {
                     if let Some(at) = self.by_name.get(&metadata.name) {
                         self.topics[*at as usize].learn(metadata, self.now_ns);
@@ -142,6 +145,54 @@ impl KafkaSink {
         let phase = std::mem::replace(&mut self.phase, Phase::Closed);
         if let Phase::Live(instance) | Phase::Draining { instance, .. } = phase {
             self.worker.send(Command::Destroy(instance));
+        }
+    }
+
+    /// Takes over what was reloaded: at once where no instance lives, else when the live one is
+    /// given up, which the flusher is asked for.
+    pub(super) fn take_reload(&mut self) {
+        if let Some(fresh) = self.reloader.take_newer(self.reloads)
+            && let Some(older) = self.fresh.replace(fresh)
+        {
+            worker::destroy(Arc::new(older.instance));
+        }
+        if self.fresh.is_none() {
+            return;
+        }
+        match self.phase {
+            Phase::Waiting { .. } | Phase::Building => self.renew(),
+            Phase::Live(_) if self.fatal.is_none() => {
+                let text = "reload: new properties".to_owned();
+                self.fatal = Some((Reason { name: "reload", code: 0 }, text));
+            }
+            _ => {}
+        }
+    }
+
+    /// The fresh producer becomes the instance.
+    fn renew(&mut self) {
+        let Some(Fresh { config, instance, number }) = self.fresh.take() else { return };
+        self.limits = limits(&config, self.requests_ahead, self.limits.silent_ns);
+        // What the thread was asked is of no use any more. It ends by itself, and destroys a
+        // producer that it still makes.
+        self.worker.end();
+        self.worker = Worker::new(config, self.worker.waker());
+        self.metadata_asked = false;
+        self.reloads = number;
+        // Only the new one's answers say whether the brokers let it in.
+        self.connected = false;
+        self.phase = Phase::Building;
+        self.built(Ok(instance));
+        tracing::info!(target: "forebay::kafka", "new properties are in use");
+    }
+
+    /// A broker answered: it let us in.
+    pub(super) fn answered(&mut self) {
+        let was_connected = std::mem::replace(&mut self.connected, true);
+        if self.security.is_refused() {
+            for refusal in self.security.answered(was_connected, self.now_ns) {
+                tracing::info!(target: "forebay::kafka", "{} is over", refusal.state());
+            }
         }
     }
 }
