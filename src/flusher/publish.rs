@@ -82,7 +82,7 @@ impl Flusher {
             replayed: books.replayed(),
             refused: self.shared.lanes.refused().iter().sum(),
             duplicates_possible: self.figures.handed_before + books.duplicates_possible,
-            reordered: books.reordered,
+            reordered: books.reordered + self.sink_state.resent_records,
         }
     }
 

@@ -54,6 +54,9 @@ pub struct SinkState {
     pub last_error: Option<String>,
     /// Records handed over and not yet reported.
     pub outstanding_records: u64,
+    /// Records that a refused request held and that the sink sent again by itself, perhaps behind
+    /// later ones of their partition.
+    pub resent_records: u64,
 }
 
 /// Takes records and reports each exactly once per instance.

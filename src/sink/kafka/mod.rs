@@ -6,6 +6,7 @@
 //! | `errors` | error code to scope and reason |
 //! | `instance` | the FFI: the only `unsafe` in this room |
 //! | `partitions` | choice of partition, how far ahead, pausing; pure |
+//! | `suspects` | a topic whose requests are refused as a whole, and the culprits in them; pure |
 //! | `topics` | what metadata says of a topic |
 //! | `worker` | the thread for everything that blocks |
 //! | `producer` | [`KafkaSink`], which puts them together |
@@ -15,6 +16,7 @@ mod errors;
 mod instance;
 mod partitions;
 mod producer;
+mod suspects;
 mod topics;
 mod worker;
 

@@ -2,11 +2,11 @@
 //! and carries an instance through its life: live, draining, waiting, building, live again.
 
 use super::config::{self, KafkaOptions, Partitioner};
-use super::errors::{classify, code};
-use super::instance::{Config, Delivery, Event, Instance, partition_of};
+use super::errors::{classify, classify_call, code};
+use super::instance::{Config, Delivery, Event, Instance, Message, partition_of};
 use super::partitions::{Choice, Limits};
 use super::topics::{Standing, Topic};
-use super::worker::Worker;
+use super::worker::{Configs, Worker};
 use crate::error::OpenError;
 use crate::record::RecordView;
 use crate::sink::{Opaque, Outcome, ProduceError, Reason, Report, Scope, Sink, SinkState};
@@ -17,6 +17,8 @@ use std::sync::Arc;
 
 mod flow;
 mod life;
+mod side;
+use side::Side;
 
 const MS: u64 = 1_000_000;
 /// How long an instance that is being replaced may take to report what it has.
@@ -37,7 +39,10 @@ const HURRY_NS: u64 = 100 * MS;
 /// How often partitions are looked over.
 const STEP_NS: u64 = 2 * MS;
 /// What a record costs in a request beside key and value.
-const RECORD_OVERHEAD_BYTES: u64 = 32;
+pub(super) const RECORD_OVERHEAD_BYTES: u64 = 32;
+/// Requests refused for good, each of which costs the instance an epoch, before it is replaced:
+/// librdkafka lets the epoch wrap at 32,767 without a word.
+const REFUSED_REQUESTS_MAX: u32 = 10_000;
 /// How much the stall timeout may grow while one stall follows another.
 const STALL_DOUBLINGS_MAX: u32 = 4;
 
@@ -78,6 +83,9 @@ pub struct KafkaSink {
     hurried_at_ns: u64,
     now_ns: u64,
     outstanding: u64,
+    side: Side,
+    /// The partition's report that was refused last, and how many such runs there were.
+    refused_requests: u32,
     silent: u32,
     connected: bool,
     fatal: Option<(Reason, String)>,
@@ -105,7 +113,9 @@ impl KafkaSink {
     /// When an option is out of range, a property is the pipeline's own, or librdkafka refuses
     /// one.
     pub fn new(options: KafkaOptions, waker: Waker) -> Result<KafkaSink, OpenError> {
-        let config = Arc::new(Config::new(&config::properties(&options)?)?);
+        let properties = config::properties(&options)?;
+        let config = Config::new(&properties)?;
+        let side = Config::new(&config::side_properties(&properties))?;
         let instance = Instance::new(&config, waker.clone()).map_err(OpenError::Kafka)?;
         let batch_records = config.number(c"batch.num.messages", 10_000).max(1);
         let batch_bytes = config.number(c"batch.size", 1_000_000).max(1);
@@ -122,7 +132,7 @@ impl KafkaSink {
         };
         Ok(KafkaSink {
             phase: Phase::Live(Arc::new(instance)),
-            worker: Worker::new(config, waker),
+            worker: Worker::new(Arc::new(Configs { main: config, side }), waker),
             generation: 0,
             topics: Vec::new(),
             by_name: HashMap::new(),
@@ -144,6 +154,8 @@ impl KafkaSink {
             hurried_at_ns: 0,
             now_ns: 0,
             outstanding: 0,
+            side: Side::default(),
+            refused_requests: 0,
             silent: 0,
             connected: false,
             fatal: None,
@@ -235,7 +247,7 @@ impl KafkaSink {
     /// What a produce call's error means for the record.
     #[cold]
     fn refused(&mut self, at: usize, error: i32) -> ProduceError {
-        let (scope, reason) = classify(error);
+        let (scope, reason) = classify_call(error);
         match scope {
             Scope::Record => ProduceError::Rejected { scope, reason },
             Scope::Topic => {
@@ -285,17 +297,30 @@ impl KafkaSink {
     fn poll(&mut self, reports: &mut Vec<Report>) {
         let Some(instance) = self.instance().cloned() else { return };
         let mut last = (0usize, NO_TOPIC);
+        let mut refused = None;
         instance.poll(|event| match event {
-            Event::Report(delivery) => {
+            Event::Report(delivery, message) => {
                 if delivery.topic != last.0 {
                     let at = self.by_handle.get(&delivery.topic).copied();
                     last = (delivery.topic, at.unwrap_or(NO_TOPIC));
                 }
-                self.report(&delivery, last.1, reports);
+                let failed = delivery.code != 0 && classify(delivery.code).0 == Scope::Batch;
+                // One event holds one request's reports, and a request is of one partition.
+                let request = failed.then_some((delivery.topic, delivery.partition));
+                self.refused_requests += u32::from(failed && request != refused);
+                refused = request;
+                if failed {
+                    self.suspect(&delivery, &message, last.1, reports);
+                } else {
+                    self.report(&delivery, last.1, reports);
+                }
             }
             Event::Error { code, fatal, text } => self.error(code, fatal, text),
             Event::Log { level, facility, text } => log(level, facility, text),
         });
+        if self.refused_requests >= REFUSED_REQUESTS_MAX && self.fatal.is_none() {
+            self.set_fatal(Reason { name: "refused_requests", code: 0 });
+        }
     }
 
     fn report(&mut self, delivery: &Delivery, topic: u32, reports: &mut Vec<Report>) {
@@ -369,6 +394,9 @@ impl Sink for KafkaSink {
             Choice::Busy => return Err(ProduceError::Busy),
             Choice::Unknown => return Err(self.unknown_partition(at)),
         };
+        if self.side.is_suspect(at) {
+            return self.divert(at, partition, record, bytes, opaque);
+        }
         let Some(handle) = &self.topics[at].handle else {
             self.open_topic(at);
             return Err(ProduceError::Busy);
@@ -389,6 +417,7 @@ impl Sink for KafkaSink {
         self.now_ns = now_ns;
         self.take_answers();
         self.poll(reports);
+        self.step_side(reports);
         self.step_partitions();
         self.watch();
         self.ask_metadata();
@@ -402,6 +431,7 @@ impl Sink for KafkaSink {
             Phase::Building => 1_000 * MS,
             Phase::Waiting { until_ns } => until_ns.saturating_sub(now_ns).max(MS),
             Phase::Draining { .. } => 20 * MS,
+            Phase::Live(_) if self.side.waits() => 5 * MS,
             Phase::Live(_) if self.silent > 0 => self.limits.probe_ns,
             Phase::Live(_) if self.outstanding > 0 => (self.limits.silent_ns / 2).max(MS),
             Phase::Live(_) => self.metadata_next_ns.saturating_sub(now_ns).max(MS),
@@ -417,6 +447,7 @@ impl Sink for KafkaSink {
             paused_partitions: self.silent,
             last_error: self.last_error.clone(),
             outstanding_records: self.outstanding,
+            resent_records: self.side.resent,
         }
     }
 
@@ -430,6 +461,7 @@ impl Sink for KafkaSink {
             return;
         }
         instance.wake_brokers();
+        self.side.hurry();
         self.hurried_at_ns = self.now_ns;
         self.probe();
     }

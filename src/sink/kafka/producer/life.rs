@@ -7,7 +7,7 @@ use crate::sink::kafka::describe;
 use crate::sink::kafka::errors::classify;
 use crate::sink::kafka::instance::{Instance, TopicMetadata};
 use crate::sink::kafka::topics::Standing;
-use crate::sink::kafka::worker::{Answer, Command};
+use crate::sink::kafka::worker::{Answer, Command, Role};
 use std::sync::Arc;
 
 impl KafkaSink {
@@ -69,10 +69,12 @@ impl KafkaSink {
                         self.learn(topics);
                     }
                 }
-                Ok(Some(Answer::Built(built))) => self.built(built),
+                Ok(Some(Answer::Built(Role::Main, built))) => self.built(built),
+                Ok(Some(Answer::Built(Role::Side, built))) => self.side_built(built),
                 Err(_) => {
                     // Ask again for what was lost.
                     self.metadata_asked = false;
+                    self.side.lost();
                     if matches!(self.phase, Phase::Building) {
                         self.phase = Phase::Waiting { until_ns: self.now_ns + REBUILD_PAUSE_NS };
                     }
@@ -120,7 +122,7 @@ impl KafkaSink {
                 self.phase = Phase::Waiting { until_ns };
             }
             Phase::Waiting { until_ns } if self.now_ns >= until_ns => {
-                self.phase = if self.worker.send(Command::Build) {
+                self.phase = if self.worker.send(Command::Build(Role::Main)) {
                     Phase::Building
                 } else {
                     Phase::Waiting { until_ns: self.now_ns + REBUILD_PAUSE_NS }
@@ -134,10 +136,12 @@ impl KafkaSink {
     /// reference to the instance must not be dropped here.
     pub(super) fn give_up_instance(&mut self) {
         self.by_handle.clear();
+        self.give_up_side();
         for topic in &mut self.topics {
             topic.forget();
         }
         self.outstanding = 0;
+        self.refused_requests = 0;
         self.silent = 0;
         let phase = std::mem::replace(&mut self.phase, Phase::Closed);
         if let Phase::Live(instance) | Phase::Draining { instance, .. } = phase {
