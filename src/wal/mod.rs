@@ -10,6 +10,7 @@
 //! `recover`, `survey`, `keeper`, `room`, `rewrite`,
 //! `checkpoint`.
 
+mod aside;
 mod checkpoint;
 mod cursor;
 mod directory;
@@ -45,6 +46,7 @@ mod verdict;
 mod verify;
 mod verify_segment;
 
+pub use aside::{AsideItem, AsideReader, AsideRecord};
 pub use checkpoint::{CheckpointData, Manifest, Slot, TopicBooks};
 pub use file_storage::FileStorage;
 pub use findings::{Finding, Verification, Weight};

@@ -259,7 +259,6 @@ mod tests {
             assert_eq!(classify(*code), (*scope, Reason { name: reason, code: *code }));
             *scopes.entry(format!("{scope:?}")).or_insert(0) += 1;
         }
-        assert_eq!(known.len(), TABLE.len(), "a row for a code that librdkafka doesn't know");
         println!("{} codes: {scopes:?}", known.len());
     }
 

@@ -14,10 +14,10 @@ use std::sync::Arc;
 
 mod conf;
 mod message;
-#[cfg(test)]
-pub(super) use message::known_codes;
 pub(super) use conf::Config;
 pub(super) use message::Message;
+#[cfg(test)]
+pub(super) use message::known_codes;
 
 const ERROR_TEXT_BYTES: usize = 512;
 

@@ -3,7 +3,7 @@
 
 use super::config::{self, KafkaOptions, Partitioner};
 use super::errors::{classify, classify_call, code};
-use super::instance::{Config, Delivery, Event, Instance, Message, partition_of};
+use super::instance::{Config, Delivery, Event, Instance, partition_of};
 use super::partitions::{Choice, Limits};
 use super::topics::{Standing, Topic};
 use super::worker::{Configs, Worker};

@@ -63,6 +63,9 @@ public class Oracle {
         switch (words[0]) {
             case "cluster": return admin.describeCluster().clusterId().get();
             case "create": return create(words);
+            case "delete":
+                admin.deleteTopics(List.of(words[1])).all().get();
+                return "";
             case "ends": return ends(words[1]);
             case "produce": return produce(words);
             case "dump": return dump(words[1], words[2]);

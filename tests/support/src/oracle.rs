@@ -78,6 +78,11 @@ impl Oracle {
         self.ask(&words).map(drop)
     }
 
+    /// Deletes a topic.
+    pub fn delete_topic(&self, topic: &str) -> Result<(), String> {
+        self.ask(&["delete", topic]).map(drop)
+    }
+
     /// The end offset of each partition.
     pub fn end_offsets(&self, topic: &str) -> Result<Vec<i64>, String> {
         let answer = self.ask(&["ends", topic])?;

@@ -46,15 +46,16 @@ impl<'a> Message<'a> {
         for at in 0.. {
             let (mut name, mut value, mut len) = (ptr::null(), ptr::null(), 0);
             // SAFETY: the list is live; an index behind its end is an answer, not an error.
-            let found = unsafe { rd_kafka_header_get_all(list, at, &mut name, &mut value, &mut len) };
+            let found =
+                unsafe { rd_kafka_header_get_all(list, at, &mut name, &mut value, &mut len) };
             if found != rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR {
                 return;
             }
             // SAFETY: names end in NUL, and a value is as long as is said; both live as long as
             // the message.
             let (name, value) = unsafe {
-                let value = (!value.is_null())
-                    .then(|| std::slice::from_raw_parts(value.cast::<u8>(), len));
+                let value =
+                    (!value.is_null()).then(|| std::slice::from_raw_parts(value.cast::<u8>(), len));
                 (CStr::from_ptr(name), value)
             };
             // Names came from us, as UTF-8.
