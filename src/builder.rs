@@ -202,7 +202,8 @@ impl Builder {
         self
     }
 
-    /// How long a topic may be unknown to Kafka before its records are set aside. Default 10 s.
+    /// Without a log: how long a topic may be unknown to Kafka before its records are dropped and
+    /// counted. With one they are held at once, and wait. Default 10 s.
     pub fn topic_grace(mut self, grace: Duration) -> Self {
         self.config.topic_grace = grace;
         self
@@ -367,7 +368,8 @@ fn kafka_sink(config: &Config, waker: &Waker) -> Result<Box<dyn Sink>, OpenError
         in_flight_max_bytes: config.in_flight_max_bytes,
         partitioner: config.partitioner,
         stall_timeout_ms: ms(config.stall_timeout),
-        topic_grace_ms: ms(config.topic_grace),
+        // With a log an unknown topic is held at once and loses nothing by it.
+        topic_grace_ms: if config.wal_dir.is_some() { 0 } else { ms(config.topic_grace) },
         ..KafkaOptions::new(&config.brokers)
     };
     Ok(Box::new(KafkaSink::new(options, waker.clone())?))

@@ -85,6 +85,25 @@ pub struct TopicStats {
     pub replayed: u64,
 }
 
+/// A topic that can't be had now: its records are set aside, in order, and delivered by themselves
+/// when it can.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+#[non_exhaustive]
+pub struct HeldTopic {
+    /// The topic's name.
+    pub topic: String,
+    /// Why: `topic_unavailable`, `topic_unauthorised`, ...
+    pub reason: &'static str,
+    /// Kafka's or librdkafka's number for it.
+    pub code: i32,
+    /// Since when, in milliseconds since 1970; perhaps since an earlier run.
+    pub since_unix_ms: i64,
+    /// Records that wait for it. Those in the set-aside log count as `set_aside` in the books.
+    pub records: u64,
+    /// It can be had again, and they are on their way.
+    pub redriving: bool,
+}
+
 /// The filesystem of the log's directory.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Filesystem {
@@ -221,6 +240,8 @@ pub struct Stats {
     pub books: BookTotals,
     /// The same by topic.
     pub topics: Vec<TopicStats>,
+    /// Topics that are held.
+    pub held: Vec<HeldTopic>,
     /// Refused sends by reason.
     pub refused: Vec<(&'static str, u64)>,
     /// The log, if there is one.

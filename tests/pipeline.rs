@@ -311,14 +311,18 @@ fn errors_are_counted_by_scope_and_reason() {
     seen.fail_next(3, Scope::Record, "invalid_record");
     seen.fail_next(2, Scope::Topic, "topic_unavailable");
     send(10);
+    // Those of the topic's scope are held, and come when it answers again.
+    while !pipeline.stats().held.is_empty() || pipeline.stats().books.set_aside > 3 {
+        std::thread::sleep(Duration::from_millis(5));
+    }
     seen.fail_next(4, Scope::Transient, "try_again");
     send(10);
     seen.fail_instance("fenced");
     send(10);
     let stats = pipeline.close(SOON).unwrap().stats;
     assert!(stats.books.balanced());
-    assert_eq!((stats.books.delivered, stats.books.set_aside), (25, 5));
-    assert_eq!(stats.topics[0].set_aside, [("invalid_record", 3), ("topic_unavailable", 2)]);
+    assert_eq!((stats.books.delivered, stats.books.set_aside), (27, 3));
+    assert_eq!(stats.topics[0].set_aside, [("invalid_record", 3)]);
     assert_eq!((stats.books.reordered, stats.rebuilds, seen.rebuilds()), (4, 1, 1));
     assert!(stats.last_rebuild_reason.unwrap().contains("fenced"));
 }

@@ -61,6 +61,7 @@ fuzz_target!(|input: Input<'_>| {
                 delivered: n[0],
                 set_aside: n[1],
                 dropped: n[2],
+                ..TopicBooks::default()
             };
             let data = CheckpointData {
                 watermark: Lsn(words[2] >> 1),

@@ -309,6 +309,7 @@ fn put(storage: &MemoryStorage, input: &Input) {
                     delivered: *n,
                     set_aside: *n,
                     dropped: *n,
+                    ..TopicBooks::default()
                 };
                 let data = CheckpointData {
                     watermark: Lsn(words[0]),

@@ -5,6 +5,7 @@
 //! simulator drives it without them. In a healthy run it touches no file.
 
 mod ages;
+mod hold;
 mod journal;
 mod produce;
 mod publish;
@@ -19,7 +20,7 @@ use crate::clock::Clock;
 use crate::config::WalFull;
 use crate::keeper::KeeperLink;
 use crate::lane::{Drain, Frame, LaneLook};
-use crate::record::{Lsn, NO_RECEIPT, TopicId};
+use crate::record::{LogPosition, Lsn, NO_RECEIPT, TopicId};
 use crate::report::{Opaque, Reason, Report};
 use crate::sequence::policy::{self, Timing, Waiting};
 use crate::sequence::{Finished, Journal, Limits, Popped, Sequence};
@@ -27,6 +28,7 @@ use crate::shared::Shared;
 use crate::sink::{Sink, SinkState};
 use crate::wal::{Reader, Recovery, Wal};
 use ages::Ages;
+use hold::Holds;
 use hdrhistogram::Histogram;
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -62,6 +64,8 @@ pub(crate) struct Parts {
 struct Parked {
     opaque: Opaque,
     reason: Reason,
+    /// Its topic, when that is held: it will be delivered later.
+    held: Option<TopicId>,
 }
 
 /// A flush that somebody waits for.
@@ -96,6 +100,9 @@ pub(crate) struct Flusher {
     lane_slots: u64,
     reports: Vec<Report>,
     parked: VecDeque<Parked>,
+    holds: Holds,
+    /// The first number of this run: what is below was found in the log.
+    own_from: Lsn,
     receipts: VecDeque<(Lsn, u32)>,
     flushes: VecDeque<FlushTicket>,
     flush_seen: u64,
@@ -227,6 +234,13 @@ impl Flusher {
         }
         let before = recovery.checkpoint.clone().unwrap_or_default();
         let (wal, keeper) = parts.wal.unzip();
+        let redriven = before.topics.iter().filter(|t| t.redriven != LogPosition::default());
+        let marks = redriven.map(|t| (parts.shared.topics.intern(&t.name), t.redriven)).collect();
+        let mut held = 0;
+        let holds = Holds::find(wal.as_ref(), parts.in_flight_max_records, marks, |topic, reason| {
+            seq.recovered_aside(topic, reason);
+            held += 1;
+        });
         let damage = &recovery.damage;
         let figures = Figures {
             looks: 0,
@@ -242,7 +256,7 @@ impl Flusher {
             aside_unavailable: None,
             quarantined: damage.ranges_quarantined + damage.segments_foreign,
             findings: damage.findings.clone(),
-            handed_before: recovery.records,
+            handed_before: recovery.records + held,
             lost_at_most: before.unsafe_records,
             accepted_before: before.accepted,
             delivered_before: before.delivered,
@@ -251,6 +265,11 @@ impl Flusher {
         let mut sink = parts.sink;
         for (name, _) in &recovery.records_by_topic {
             sink.announce(name);
+        }
+        for topic in holds.held() {
+            if let Some(name) = parts.shared.topics.name(topic) {
+                sink.announce(&name);
+            }
         }
         Flusher {
             drain,
@@ -272,6 +291,8 @@ impl Flusher {
             lane_slots: parts.lane_slots,
             reports: Vec::new(),
             parked: VecDeque::new(),
+            holds,
+            own_from: first,
             receipts: VecDeque::new(),
             flushes: VecDeque::new(),
             flush_seen: 0,
@@ -292,6 +313,18 @@ impl Flusher {
     #[cfg(test)]
     pub(crate) fn break_rules(&mut self, broken: crate::sequence::Broken) {
         self.seq.broken = broken;
+    }
+
+    /// Records that this run has set aside because their topic is held.
+    #[cfg(test)]
+    pub(crate) fn held_moves(&self) -> u64 {
+        self.holds.moved
+    }
+
+    /// Whether any topic is held, or any of its records on its way back.
+    #[cfg(test)]
+    pub(crate) fn is_holding(&self) -> bool {
+        !self.holds.is_empty()
     }
 
     /// One turn at `now_ns`.
@@ -320,7 +353,11 @@ impl Flusher {
         if let Some(cutoff_ns) = cutoff_ns {
             self.journal_to(self.seq.journal_target(cutoff_ns));
         }
-        let more = self.produce(now_ns) || dropping;
+        let mut more = self.redrive_held(now_ns);
+        more |= self.produce(now_ns) || dropping;
+        if !self.holds.is_empty() {
+            self.set_aside_held();
+        }
         self.release();
         self.relieve_lanes();
         self.finish(now_ns);

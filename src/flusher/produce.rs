@@ -1,9 +1,9 @@
 //! Owns the way to the sink and back: handing over, reports, set-aside, rebuild.
 
 use super::room::SET_ASIDE_FULL;
-use super::{Flusher, PRODUCE_PER_LOOK, Parked, RECORD_OVERHEAD_BYTES, STATE_EVERY_NS};
+use super::{Flusher, hold, PRODUCE_PER_LOOK, Parked, RECORD_OVERHEAD_BYTES, STATE_EVERY_NS};
 use crate::record::LogPosition;
-use crate::report::{Opaque, Outcome, Report};
+use crate::report::{Opaque, Outcome, Report, Scope};
 use crate::sequence::{Backlog, End, Next, Source, Verdict};
 use crate::sink::ProduceError;
 use crate::wal::{AppendError, ReadError, ReadItem};
@@ -61,11 +61,19 @@ impl Flusher {
     }
 
     fn report(&mut self, now_ns: u64, opaque: Opaque, outcome: Outcome) {
+        if hold::is_ours(opaque) {
+            return self.redriven(now_ns, opaque, outcome);
+        }
         match self.seq.reported(opaque, outcome) {
             Verdict::Stale => {}
             Verdict::Finished(finished) => self.finished(now_ns, finished),
+            Verdict::SetAside { lsn, topic, scope: Scope::Topic, reason, .. }
+                if self.wal.is_some() =>
+            {
+                self.hold(now_ns, topic, lsn, opaque, reason);
+            }
             Verdict::SetAside { reason, .. } => {
-                self.parked.push_back(Parked { opaque, reason });
+                self.parked.push_back(Parked { opaque, reason, held: None });
             }
             Verdict::Again => self.changed = true,
             Verdict::Rebuild(reason) => {
@@ -85,6 +93,7 @@ impl Flusher {
                 self.rebuilding = false;
                 // From here on nothing of the old instance can be reported any more.
                 self.seq.rebuilt();
+                self.held_are_owed(now_ns);
                 self.changed = true;
             }
             return;
@@ -105,6 +114,9 @@ impl Flusher {
     pub(super) fn produce(&mut self, now_ns: u64) -> bool {
         for _ in 0..PRODUCE_PER_LOOK {
             let offer = match self.seq.next_produce() {
+                Next::Produce { opaque, lsn, topic, .. } if self.hold_back(topic, lsn, opaque) => {
+                    Offer::Skip
+                }
                 Next::Produce { opaque, source, .. } => self.offer(now_ns, opaque, source),
                 Next::Read => self.read_backlog(now_ns),
                 Next::SpanFull | Next::JournalFirst | Next::Idle => return false,
@@ -257,6 +269,11 @@ impl Flusher {
                         }
                         Offer::Skip
                     }
+                    Next::Produce { opaque, lsn, topic, .. }
+                        if lsn == read.lsn && self.hold_back(topic, lsn, opaque) =>
+                    {
+                        Offer::Skip
+                    }
                     Next::Produce { opaque, lsn, .. } if lsn == read.lsn => {
                         let name = self.name(read.record.topic);
                         let result = self.sink.produce(&name, &read.record, opaque);
@@ -305,44 +322,53 @@ impl Flusher {
     /// Writes what can't be delivered to the set-aside log; without a log it is dropped. What
     /// can't be written now stays parked and keeps its place.
     pub(super) fn set_aside_parked(&mut self) {
-        let now_ns = self.last_look_ns;
-        if self.parked.is_empty() {
+        if self.parked.is_empty() && self.holds.is_empty() {
             self.figures.aside_unavailable = None;
-        }
-        if now_ns < self.reads[ReadOf::Parked as usize].retry_at_ns {
             return;
         }
         for _ in 0..self.parked.len() {
-            let Some(parked) = self.parked.pop_front() else { return };
-            let Some((lsn, source)) = self.seq.source_of(parked.opaque) else { continue };
-            let end = match self.set_aside(&parked, lsn, source) {
-                Ok(end) => end,
-                Err(NotAside::Append(error)) if error.is_full() && self.drops() => {
-                    self.aside_failed(error);
-                    End::Dropped(SET_ASIDE_FULL)
-                }
-                Err(NotAside::Append(error)) => {
-                    self.aside_failed(error);
-                    self.parked.push_front(parked);
-                    return;
-                }
-                Err(NotAside::Read(position, kind)) => {
-                    if !self.read_failed(ReadOf::Parked, now_ns, kind) {
-                        self.parked.push_front(parked);
-                        return;
-                    }
-                    self.unreadable(position);
-                    End::Dropped("unreadable")
-                }
-            };
-            if matches!(end, End::SetAside(_)) {
-                self.aside_works();
-            }
-            if let Some(finished) = self.seq.finish(parked.opaque, end) {
-                self.finished(now_ns, finished);
+            let Some(parked) = self.parked.pop_front() else { break };
+            if !self.aside_one(&parked) {
+                self.parked.push_front(parked);
+                return;
             }
         }
+        self.set_aside_held();
         self.release();
+    }
+
+    /// Ends one parked record; false when the log can't serve now.
+    pub(super) fn aside_one(&mut self, parked: &Parked) -> bool {
+        let now_ns = self.last_look_ns;
+        if now_ns < self.reads[ReadOf::Parked as usize].retry_at_ns {
+            return false;
+        }
+        let Some((lsn, source)) = self.seq.source_of(parked.opaque) else { return true };
+        let end = match self.set_aside(parked, lsn, source) {
+            Ok(end) => end,
+            Err(NotAside::Append(error)) if error.is_full() && self.drops() => {
+                self.aside_failed(error);
+                End::Dropped(SET_ASIDE_FULL)
+            }
+            Err(NotAside::Append(error)) => {
+                self.aside_failed(error);
+                return false;
+            }
+            Err(NotAside::Read(position, kind)) => {
+                if !self.read_failed(ReadOf::Parked, now_ns, kind) {
+                    return false;
+                }
+                self.unreadable(position);
+                End::Dropped("unreadable")
+            }
+        };
+        if matches!(end, End::SetAside(_)) {
+            self.aside_works();
+        }
+        if let Some(finished) = self.seq.finish(parked.opaque, end) {
+            self.finished(now_ns, finished);
+        }
+        true
     }
 
     fn set_aside(
@@ -371,8 +397,16 @@ impl Flusher {
             },
         };
         self.reads[ReadOf::Parked as usize] = ReadTrouble::default();
-        match wal.set_aside(lsn, &record, reason.name, reason.code, now) {
-            Ok(_) => Ok(End::SetAside(reason.name)),
+        let held = parked.held.map(|_| format!("{}{}", hold::HELD, reason.name));
+        let words = held.as_deref().unwrap_or(reason.name);
+        match wal.set_aside(lsn, &record, words, reason.code, now) {
+            Ok(position) => {
+                match parked.held {
+                    Some(topic) => self.held_is_aside(topic, lsn, position),
+                    None => self.holds.has_dead(position),
+                }
+                Ok(End::SetAside(reason.name))
+            }
             Err(error) => Err(NotAside::Append(error)),
         }
     }

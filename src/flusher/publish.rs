@@ -92,7 +92,7 @@ impl Flusher {
             replayed: books.replayed(),
             refused: self.shared.lanes.refused().iter().sum(),
             duplicates_possible: self.figures.handed_before + books.duplicates_possible,
-            reordered: books.reordered,
+            reordered: books.reordered + self.sink_state.resent_records,
         };
         (totals, reserved)
     }
@@ -127,6 +127,9 @@ impl Flusher {
             to.dropped.clear();
             to.dropped.extend(from.dropped.iter());
         }
+        self.holds.tell(&mut stats.held, |topic| {
+            self.shared.topics.name(topic).map_or_else(String::new, |name| name.to_string())
+        });
         stats.refused.clear();
         let refused = self.shared.lanes.refused();
         let named = crate::error::SendError::ALL.iter().zip(refused);
@@ -203,6 +206,14 @@ impl Flusher {
             to.delivered = from.delivered;
             to.set_aside = from.set_aside.total();
             to.dropped = from.dropped.total();
+        }
+        for (topic, mark) in self.holds.marks() {
+            let at = topic.0 as usize;
+            if data.topics.len() <= at {
+                data.topics.resize_with(at + 1, StoredBooks::default);
+            }
+            self.fill_name(&mut data.topics[at].name, at);
+            data.topics[at].redriven = mark;
         }
     }
 }

@@ -33,7 +33,10 @@ impl Flusher {
         loop {
             let now_ns = self.clock.now_ns();
             let looked = self.look(now_ns);
-            let done = self.lanes_are_drained() && self.seq.all_final() && self.parked.is_empty();
+            let done = self.lanes_are_drained()
+                && self.seq.all_final()
+                && self.parked.is_empty()
+                && !self.holds.are_on_the_way();
             if done || self.clock.now_ns() >= deadline_ns {
                 break;
             }

@@ -5,7 +5,7 @@
 use super::courier::{Courier, End, Letter};
 use super::{OF_THE_TOPIC, Options, Outcome, RedriveError, TICK};
 use crate::pipeline::Pipeline;
-use crate::record::{Lsn, RecordView, TopicId};
+use crate::record::{LogPosition, Lsn, RecordView, TopicId};
 use crate::wal::{FrameKind, Inspected, Orphan, SegmentSummary, SetAsideNote};
 use std::collections::BTreeSet;
 use std::io;
@@ -18,6 +18,10 @@ struct Dead<'a> {
     topic: &'a str,
     note: SetAsideNote<'a>,
     record: RecordView<'a>,
+    /// Its topic was held.
+    is_held: bool,
+    /// And it was delivered since.
+    is_final: bool,
 }
 
 impl Options {
@@ -34,12 +38,14 @@ fn walk(
 ) -> Result<u64, RedriveError> {
     let (mut index, mut lost, mut failed) = (0, 0, Ok(()));
     let walked = log.walk(segment, |found| {
-        let (header, topic, note, body) = match found {
+        let (offset, header, topic, note, body) = match found {
             Inspected::Bad { records_lost, .. } => {
                 lost += records_lost.unwrap_or(0);
                 return Ok(());
             }
-            Inspected::Frame { header, topic, note, body, .. } => (header, topic, note, body),
+            Inspected::Frame { offset, header, topic, note, body } => {
+                (offset, header, topic, note, body)
+            }
         };
         let (FrameKind::SetAside, Some(topic)) = (header.kind, topic) else { return Ok(()) };
         let record = RecordView {
@@ -50,8 +56,13 @@ fn walk(
             body,
         };
         // A reason that isn't UTF-8 is of a later version: the letter is one all the same.
-        let note = note.unwrap_or(SetAsideNote { reason: "", code: 0, unix_ms: 0 });
-        let dead = Dead { lsn: Lsn(header.lsn), index, topic, note, record };
+        let mut note = note.unwrap_or(SetAsideNote { reason: "", code: 0, unix_ms: 0 });
+        let held = note.reason.strip_prefix("held:");
+        let position = LogPosition { segment: segment.number, offset };
+        let is_final = held.is_some() && log.is_redriven(topic, position);
+        note.reason = held.unwrap_or(note.reason);
+        let lsn = Lsn(header.lsn);
+        let dead = Dead { lsn, index, topic, note, record, is_held: held.is_some(), is_final };
         index += 1;
         failed = visit(dead);
         if failed.is_err() { Err(io::ErrorKind::Other.into()) } else { Ok(()) }
@@ -116,6 +127,11 @@ fn one_segment(
             return Ok(());
         }
         read += 1;
+        if dead.is_final {
+            outcome.delivered_before += 1;
+            delivered.insert(dead.index);
+            return Ok(());
+        }
         if !options.selects(&dead) {
             outcome.kept += 1;
             return Ok(());
@@ -198,7 +214,9 @@ fn keep_rest(
     walk(log, segment, |dead| {
         if !delivered.contains(&dead.index) {
             let letter = Letter::new(dead.lsn, dead.index, dead.topic.into(), &dead.record);
-            kept.push((letter, dead.note.reason.to_owned(), dead.note.code, dead.note.unix_ms));
+            let held = if dead.is_held { "held:" } else { "" };
+            let reason = format!("{held}{}", dead.note.reason);
+            kept.push((letter, reason, dead.note.code, dead.note.unix_ms));
         }
         Ok(())
     })?;

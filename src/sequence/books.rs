@@ -14,6 +14,15 @@ impl Counts {
         }
     }
 
+    pub(super) fn take(&mut self, reason: &'static str) {
+        let found = self.0.iter().position(|(name, count)| *name == reason && *count > 0);
+        // A reason of an earlier run may stand under another name.
+        let found = found.or_else(|| self.0.iter().position(|(_, count)| *count > 0));
+        if let Some(at) = found {
+            self.0[at].1 -= 1;
+        }
+    }
+
     /// The sum over all reasons.
     #[must_use]
     pub fn total(&self) -> u64 {
@@ -22,7 +31,7 @@ impl Counts {
 
     /// Reason and count, in the order of first use.
     pub fn iter(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
-        self.0.iter().copied()
+        self.0.iter().copied().filter(|(_, count)| *count > 0)
     }
 }
 

@@ -166,7 +166,8 @@ impl<F: Copy> Sequence<F> {
         let Some(entry) = self.in_flight.get(slot) else { return Next::Idle };
         match self.source(slot) {
             Some(source) => {
-                Next::Produce { opaque: self.in_flight.opaque(slot), lsn: entry.lsn, source }
+                let opaque = self.in_flight.opaque(slot);
+                Next::Produce { opaque, lsn: entry.lsn, topic: entry.topic, source }
             }
             None => Next::Idle,
         }
@@ -245,16 +246,20 @@ impl<F: Copy> Sequence<F> {
         if !matches!(entry.state, State::Handed | State::Waiting) {
             return Verdict::Stale;
         }
-        let lsn = entry.lsn;
+        let (lsn, topic) = (entry.lsn, entry.topic);
         match outcome {
             Outcome::Delivered => match self.end(slot, End::Delivered) {
                 Some(finished) => Verdict::Finished(finished),
                 None => Verdict::Stale,
             },
-            Outcome::Failed { scope: Scope::Record | Scope::Batch | Scope::Topic, reason, .. } => {
+            Outcome::Failed {
+                scope: scope @ (Scope::Record | Scope::Batch | Scope::Topic),
+                reason,
+                ..
+            } => {
                 self.in_flight.set_state(slot, State::Parked);
                 match self.source(slot) {
-                    Some(source) => Verdict::SetAside { lsn, source, reason },
+                    Some(source) => Verdict::SetAside { lsn, topic, source, scope, reason },
                     None => Verdict::Stale,
                 }
             }
@@ -275,6 +280,22 @@ impl<F: Copy> Sequence<F> {
                 Verdict::Rebuild(reason)
             }
         }
+    }
+
+    /// The record's topic is held: it is not to be handed over, and waits to be set aside.
+    pub fn park(&mut self, opaque: Opaque) {
+        if let Some(slot) = self.in_flight.find(opaque)
+            && self.in_flight.get(slot).is_some_and(|e| e.state == State::Waiting)
+        {
+            self.in_flight.set_state(slot, State::Parked);
+        }
+    }
+
+    /// Records of this topic between `acked` and `produced` whose fate is open: they wait to be
+    /// handed over, or for their report.
+    #[must_use]
+    pub fn owed_of(&self, topic: TopicId) -> u64 {
+        self.in_flight.owed_of(topic)
     }
 
     /// Where the bytes of a parked record lie now: the log may have got them meanwhile.
@@ -347,6 +368,32 @@ impl<F: Copy> Sequence<F> {
             self.let_go(lsn);
         }
         finished
+    }
+
+    // ---- held topics: what was set aside is not the end of it ------------------------------
+
+    /// An earlier run set this record aside while its topic was held.
+    pub fn recovered_aside(&mut self, topic: TopicId, reason: &'static str) {
+        let books = self.books.topic(topic);
+        books.recovered += 1;
+        books.set_aside.add(reason, 1);
+    }
+
+    /// A record that was set aside for `reason` is final in another way now.
+    pub fn redriven(&mut self, topic: TopicId, reason: &'static str, end: End) {
+        let books = self.books.topic(topic);
+        books.set_aside.take(reason);
+        Self::count(books, end);
+    }
+
+    /// A record that was set aside is handed over again after a failed try: `duplicate` when the
+    /// first copy may have been kept.
+    pub fn redriven_again(&mut self, duplicate: bool) {
+        if duplicate {
+            self.books.duplicates_possible += 1;
+        } else {
+            self.books.reordered += 1;
+        }
     }
 
     // ---- making room ---------------------------------------------------------------------

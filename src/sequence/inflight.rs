@@ -50,6 +50,8 @@ pub(super) struct InFlight {
     cursor: u64,
     bytes: u64,
     handed: usize,
+    /// Entries that wait or are handed, by topic.
+    owed_of: Vec<u64>,
 }
 
 impl InFlight {
@@ -62,6 +64,7 @@ impl InFlight {
             cursor: 0,
             bytes: 0,
             handed: 0,
+            owed_of: Vec::new(),
         }
     }
 
@@ -92,6 +95,11 @@ impl InFlight {
             }
         };
         self.slots[slot as usize].entry = Some(entry);
+        let topic = topic.0 as usize;
+        if self.owed_of.len() <= topic {
+            self.owed_of.resize(topic + 1, 0);
+        }
+        self.owed_of[topic] += 1;
         self.order.push_back(slot);
         self.bytes += u64::from(bytes);
         slot
@@ -174,6 +182,11 @@ impl InFlight {
         self.order.iter().copied().filter(|s| self.get(*s).is_some_and(|e| e.state != State::Done))
     }
 
+    /// How many of this topic wait to be handed over or for their report.
+    pub(super) fn owed_of(&self, topic: TopicId) -> u64 {
+        self.owed_of.get(topic.0 as usize).copied().unwrap_or(0)
+    }
+
     /// How many the sink owes a report for.
     pub(super) fn handed(&self) -> usize {
         self.handed
@@ -185,7 +198,12 @@ impl InFlight {
         };
         self.handed -= usize::from(entry.state == State::Handed);
         self.handed += usize::from(state == State::Handed);
+        let is_owed = |state| matches!(state, State::Waiting | State::Handed);
+        let (was, is) = (is_owed(entry.state), is_owed(state));
         entry.state = state;
+        if let Some(owed) = self.owed_of.get_mut(entry.topic.0 as usize) {
+            *owed = *owed + u64::from(is) - u64::from(was);
+        }
     }
 
     /// What decides the future: the entries in order, without slots, generations and tickets.

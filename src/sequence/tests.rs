@@ -45,7 +45,7 @@ fn failed(scope: Scope, possibly_persisted: bool) -> Outcome {
 #[track_caller]
 fn hand(s: &mut Sequence<u32>) -> (Opaque, Lsn, Source<u32>) {
     match s.next_produce() {
-        Next::Produce { opaque, lsn, source } => {
+        Next::Produce { opaque, lsn, source, .. } => {
             s.handed(opaque);
             (opaque, lsn, source)
         }
@@ -306,7 +306,8 @@ fn a_record_that_can_t_be_delivered_is_parked_until_it_is_set_aside() {
         let mut s = sequence(8);
         s.popped(Popped { receipt: 4, ..popped(1) });
         let (a, ..) = hand(&mut s);
-        let Verdict::SetAside { lsn, source, reason } = s.reported(a, failed(scope, false)) else {
+        let Verdict::SetAside { lsn, source, reason, .. } = s.reported(a, failed(scope, false))
+        else {
             panic!("{scope:?}");
         };
         assert_eq!((lsn, source, reason.name), (Lsn(100), Source::Memory(1), "why"));

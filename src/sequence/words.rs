@@ -1,7 +1,7 @@
 //! Owns the words that go into and come out of a [`super::Sequence`].
 
 use crate::record::{LogPosition, Lsn, TopicId};
-use crate::report::{Opaque, Reason};
+use crate::report::{Opaque, Reason, Scope};
 
 /// When a record must be in the log.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -58,6 +58,8 @@ pub enum Next<F> {
         opaque: Opaque,
         /// Its number.
         lsn: Lsn,
+        /// Its topic.
+        topic: TopicId,
         /// Its bytes.
         source: Source<F>,
     },
@@ -124,8 +126,12 @@ pub enum Verdict<F> {
     SetAside {
         /// Its number.
         lsn: Lsn,
+        /// Its topic.
+        topic: TopicId,
         /// Its bytes.
         source: Source<F>,
+        /// [`Scope::Record`], [`Scope::Batch`] or [`Scope::Topic`].
+        scope: Scope,
         /// Why.
         reason: Reason,
     },

@@ -34,6 +34,8 @@ pub(crate) struct Refusal {
     pub(crate) scope: Scope,
     /// It was appended all the same.
     pub(crate) appended: bool,
+    /// Of scope topic: the topic is held, and the record comes again.
+    pub(crate) held: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -210,7 +212,7 @@ impl Brokers {
         if how.appended {
             checker.arrived(id, run)?;
             checker.allow_duplicates(1);
-        } else if matches!(how.scope, Scope::Record | Scope::Topic) {
+        } else if how.scope == Scope::Record || (how.scope == Scope::Topic && !how.held) {
             checker.refused(id);
         } else {
             checker.will_fail(id);

@@ -21,6 +21,8 @@ pub(super) struct Coverage {
     pub(super) late_appends: u64,
     pub(super) late_survivors: u64,
     pub(super) reordered: u64,
+    /// Records that were set aside because their topic was held.
+    pub(super) held: u64,
     pub(super) duplicates: u64,
     pub(super) lost: u64,
     pub(super) disk_faults: u64,
@@ -58,6 +60,7 @@ impl Coverage {
         self.late_appends += more.late_appends;
         self.late_survivors += more.late_survivors;
         self.reordered += more.reordered;
+        self.held += more.held;
         self.duplicates += more.duplicates;
         self.lost += more.lost;
         self.disk_faults += more.disk_faults;
@@ -94,6 +97,7 @@ impl Coverage {
             ("late_appends", self.late_appends),
             ("late_survivors", self.late_survivors),
             ("reordered", self.reordered),
+            ("held", self.held),
             ("duplicates", self.duplicates),
             ("lost", self.lost),
             ("disk_faults", self.disk_faults),

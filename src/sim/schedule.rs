@@ -129,6 +129,7 @@ impl Schedule {
             checker: Checker::new(log_first),
             expected: Vec::new(),
             stalled: [false; PARTITIONS],
+            holds: with_log,
             denied_topic: None,
             rebuilding: false,
             delivered: 0,
@@ -316,7 +317,8 @@ impl Schedule {
 
     fn finals(&self) -> u64 {
         let outside = self.outside.lock();
-        self.finals_before + outside.delivered + outside.given_up
+        let moved = self.process.flusher.held_moves();
+        self.finals_before + outside.delivered + outside.given_up + moved
     }
 
     fn look(&mut self) -> Result<(), Violation> {
@@ -374,14 +376,15 @@ impl Schedule {
             (Scope::Instance, true),
         ]);
         let mut outside = self.outside.lock();
-        let Outside { brokers, checker, violation, .. } = &mut *outside;
+        let Outside { brokers, checker, violation, holds, .. } = &mut *outside;
+        let held = *holds && scope == Scope::Topic;
         let p = self.rng.below(PARTITIONS as u64) as usize;
         let many = if scope == Scope::Transient { 1 + self.rng.below(3) } else { 1 };
         for _ in 0..many {
             if brokers.is_fatal() && scope == Scope::Instance {
                 return;
             }
-            if let Err(v) = brokers.refuse(p, Refusal { scope, appended }, checker) {
+            if let Err(v) = brokers.refuse(p, Refusal { scope, appended, held }, checker) {
                 violation.get_or_insert(v);
             }
         }
@@ -484,7 +487,7 @@ fn answer(outside: &mut Outside, partition: usize) -> bool {
     }
     let Some(id) = outside.brokers.next_pending(partition) else { return false };
     if outside.expected[usize::from(id)].poison {
-        let refusal = Refusal { scope: Scope::Record, appended: false };
+        let refusal = Refusal { scope: Scope::Record, appended: false, held: false };
         let Outside { brokers, checker, .. } = outside;
         let result = brokers.refuse(partition, refusal, checker);
         outside.note(result);

@@ -90,6 +90,8 @@ pub(super) struct Outside {
     pub(super) expected: Vec<Expected>,
     /// Partitions that answer nothing now.
     pub(super) stalled: [bool; PARTITIONS],
+    /// Topics that can't be had are held: there is a log.
+    pub(super) holds: bool,
     /// A topic that nobody may write to now.
     pub(super) denied_topic: Option<usize>,
     pub(super) rebuilding: bool,
@@ -158,8 +160,10 @@ impl Sink for SimSink {
             if o.aloud {
                 println!("               rejected {} of {opaque:?}", expected.id);
             }
-            o.checker.refused(expected.id);
-            o.given_up += 1;
+            if !is_denied || !o.holds {
+                o.checker.refused(expected.id);
+                o.given_up += 1;
+            }
             return Err(rejected(if is_denied { Scope::Topic } else { Scope::Record }));
         }
         if o.aloud {
@@ -181,6 +185,7 @@ impl Sink for SimSink {
                 }
                 match report.outcome {
                     Outcome::Delivered => o.delivered += 1,
+                    Outcome::Failed { scope: Scope::Topic, .. } if o.holds => {}
                     Outcome::Failed {
                         scope: Scope::Record | Scope::Topic | Scope::Batch, ..
                     } => {

@@ -63,6 +63,9 @@ pub struct SinkState {
     pub reloads: u64,
     /// Records handed over and not yet reported.
     pub outstanding_records: u64,
+    /// Records that a refused request held and that the sink sent again by itself, perhaps behind
+    /// later ones of their partition.
+    pub resent_records: u64,
 }
 
 /// The way to change a sink's properties while it runs, from any thread.

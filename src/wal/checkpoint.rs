@@ -23,7 +23,7 @@
 //! | 72 | 8 | unsafe records |
 //! | 80 | 4 | topics |
 //! | 84 | 4 | reserved, 0 |
-//! | 88 | | for each topic: name length (2), counters (2), name, counters (8 each): delivered, set aside, dropped |
+//! | 88 | | for each topic: name length (2), counters (2), name, counters (8 each): delivered, set aside, dropped; where it was ever held also segment and offset below which its set-aside records are final |
 //!
 //! Zeroes follow up to a multiple of 4096. A reader skips counters that it doesn't know.
 //!
@@ -41,7 +41,7 @@
 
 use super::format::{NUMBER_LIMIT, get_u16, get_u32, get_u64, put};
 use super::storage::{Storage, StorageFile};
-use crate::record::Lsn;
+use crate::record::{LogPosition, Lsn};
 use std::io;
 use std::sync::Arc;
 
@@ -86,6 +86,8 @@ pub struct TopicBooks {
     pub set_aside: u64,
     /// Dropped by a counted policy.
     pub dropped: u64,
+    /// Every record of it that was set aside while it was held, before this place, is final.
+    pub redriven: LogPosition,
 }
 
 pub(super) fn finish(b: &mut [u8]) {
@@ -150,9 +152,12 @@ impl Slot {
         put(&mut b, 80, (d.topics.len() as u32).to_le_bytes());
         for t in &d.topics {
             b.extend_from_slice(&(t.name.len() as u16).to_le_bytes());
-            b.extend_from_slice(&3u16.to_le_bytes());
+            let LogPosition { segment, offset } = t.redriven;
+            let counters = [t.delivered, t.set_aside, t.dropped, segment, offset];
+            let count = if t.redriven == LogPosition::default() { 3 } else { counters.len() };
+            b.extend_from_slice(&(count as u16).to_le_bytes());
             b.extend_from_slice(t.name.as_bytes());
-            for counter in [t.delivered, t.set_aside, t.dropped] {
+            for counter in &counters[..count] {
                 b.extend_from_slice(&counter.to_le_bytes());
             }
         }
@@ -186,6 +191,7 @@ impl Slot {
                 delivered: counter(0),
                 set_aside: counter(1),
                 dropped: counter(2),
+                redriven: LogPosition { segment: counter(3), offset: counter(4) },
             });
             rest = after;
         }

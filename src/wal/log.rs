@@ -240,7 +240,7 @@ impl Wal {
     }
 
     /// Seals the active segment and hands it to the keeper to be synced and unmapped.
-    fn retire(&mut self, kind: SegmentKind) {
+    pub(super) fn retire(&mut self, kind: SegmentKind) {
         let k = kind as usize;
         let Some(mut writer) = self.active[k].take() else { return };
         self.next_frame[k] = writer.next_frame;

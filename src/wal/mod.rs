@@ -10,6 +10,7 @@
 //! `recover`, `survey`, `keeper`, `room`, `rewrite`,
 //! `checkpoint`.
 
+mod aside;
 mod checkpoint;
 mod cursor;
 mod directory;
@@ -46,6 +47,7 @@ mod verify;
 mod verify_segment;
 mod window;
 
+pub use aside::{AsideItem, AsideReader, AsideRecord};
 pub use checkpoint::{CheckpointData, Manifest, Slot, TopicBooks};
 pub use file_storage::FileStorage;
 pub use findings::{Finding, Verification, Weight};

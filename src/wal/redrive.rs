@@ -17,7 +17,7 @@ use super::storage::Storage;
 use super::types::{AppendError, ReadItem, Recovery, WalOptions, random_salts};
 use crate::clock::{Clock, SystemClock};
 use crate::error::OpenError;
-use crate::record::{Lsn, RecordView, TopicId};
+use crate::record::{LogPosition, Lsn, RecordView, TopicId};
 use crate::topics::TopicTable;
 use std::io;
 use std::sync::Arc;
@@ -109,6 +109,13 @@ impl Orphan {
     #[must_use]
     pub fn is_replayed(&self, topic: &str, lsn: u64) -> bool {
         self.replayed.covers(topic, lsn)
+    }
+
+    /// Whether a record that was set aside while its topic was held has been delivered since.
+    #[must_use]
+    pub fn is_redriven(&self, topic: &str, position: LogPosition) -> bool {
+        let topic = self.data.topics.iter().find(|t| t.name == topic);
+        topic.is_some_and(|t| position < t.redriven)
     }
 
     /// Counts a record that was delivered or set aside.

@@ -12,7 +12,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 pub const HELP: &str = "\
 A record that isn't final will be sent again by the next run (or by the one that has the
 directory open now). What is final is known up to the last stored checkpoint: beside a live
-pipeline the figures are some milliseconds old.
+pipeline the figures are some milliseconds old. What is set aside for a reason that begins with
+held: waits for its topic, and the next run goes on waiting; it is listed until its file goes.
 
 Exit status: 0 all that is there can be read, 1 something is damaged or can't be read, 2 wrong
 usage.";

@@ -233,7 +233,7 @@ impl World {
         }
         let Some(id) = self.brokers.next_pending(p) else { return };
         let mut refuse = |scope, appended| {
-            steps.push(Step::BrokerRefuses(p, Refusal { scope, appended }));
+            steps.push(Step::BrokerRefuses(p, Refusal { scope, appended, held: false }));
         };
         if plan.sends[id as usize].poison {
             refuse(Scope::Record, false);
@@ -318,7 +318,7 @@ impl World {
 
     fn produce(&mut self, plan: &Plan) -> Result<(), Violation> {
         match self.seq.next_produce() {
-            Next::Produce { opaque, lsn, source } => {
+            Next::Produce { opaque, lsn, source, .. } => {
                 let id = self.bytes(lsn, source)?;
                 let partition = plan.sends[id as usize].partition as usize;
                 self.brokers.hand(partition, id, opaque);
@@ -383,7 +383,7 @@ impl World {
     }
 
     fn reject(&mut self) -> Result<(), Violation> {
-        let Next::Produce { opaque, lsn, source } = self.seq.next_produce() else { return Ok(()) };
+        let Next::Produce { opaque, lsn, source, .. } = self.seq.next_produce() else { return Ok(()) };
         let id = self.bytes(lsn, source)?;
         self.checker.refused(id);
         let reason = Reason { name: "model", code: 0 };

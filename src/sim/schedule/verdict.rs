@@ -20,10 +20,12 @@ impl Schedule {
         if let Some((name, books, truth)) = says.iter().find(|(_, books, truth)| books != truth) {
             return Err(format!("the books say {name} {books}, it is {truth}"));
         }
-        if books.set_aside > outside.given_up {
+        let held = self.process.flusher.held_moves() + books.recovered;
+        if books.set_aside > outside.given_up + held {
             return Err(format!("{} set aside, {} refused", books.set_aside, outside.given_up));
         }
-        let most = self.setup.in_flight_max_records;
+        // What is redriven has a window of its own, beside the span.
+        let most = 2 * self.setup.in_flight_max_records;
         if outside.brokers.outstanding() > most {
             return Err(format!("{} in flight, {most} allowed", outside.brokers.outstanding()));
         }
@@ -33,6 +35,10 @@ impl Schedule {
             let open = |id: &&Id| {
                 !outside.checker.arrived_once(**id) && !outside.checker.was_refused(**id)
             };
+            // What is set aside is final for a flush.
+            if self.process.flusher.is_holding() {
+                continue;
+            }
             if let Some(id) = sent.iter().find(open) {
                 return Err(format!("a flush returned and record {id} is not final"));
             }
@@ -48,6 +54,7 @@ impl Schedule {
         c.recovered += stats.books.recovered;
         c.set_aside += stats.books.set_aside;
         c.dropped += stats.books.dropped;
+        c.held += self.process.flusher.held_moves();
         c.append_failures += stats.wal.as_ref().map_or(0, |w| w.append_failures);
     }
 
@@ -72,7 +79,9 @@ impl Schedule {
             self.outside_is_well()?;
             let books = self.process.stats().books;
             let outside = self.outside.lock();
-            let is_quiet = outside.brokers.outstanding() == 0 && !outside.rebuilding;
+            let is_quiet = outside.brokers.outstanding() == 0
+                && !outside.rebuilding
+                && !self.process.flusher.is_holding();
             if self.looks > 2 && books.in_lanes + books.in_flight + books.in_wal == 0 && is_quiet {
                 drop(outside);
                 return self.finish();

@@ -238,6 +238,22 @@ pub(super) fn properties(options: &KafkaOptions) -> Result<Vec<(String, String)>
     Ok(all)
 }
 
+/// The side instance's properties: one request in flight keeps the order there without
+/// idempotence, and without it a refused request costs one round trip, and stops nobody.
+pub(super) fn side_properties(main: &[(String, String)]) -> Vec<(String, String)> {
+    let own = [
+        ("client.id", "forebay-side"),
+        ("enable.idempotence", "false"),
+        ("max.in.flight", "1"),
+        ("retries", "2147483647"),
+        ("linger.ms", "1"),
+    ];
+    let own = own.map(|(name, value)| (name.to_owned(), value.to_owned()));
+    let replaced = |name: &String| own.iter().any(|(n, _)| n == name);
+    let kept = main.iter().filter(|(name, _)| !replaced(name)).cloned();
+    kept.chain(own.iter().cloned()).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -13,7 +13,11 @@ use std::ptr::{self, NonNull};
 use std::sync::Arc;
 
 mod conf;
+mod message;
 pub(super) use conf::Config;
+pub(super) use message::Message;
+#[cfg(test)]
+pub(super) use message::known_codes;
 
 const ERROR_TEXT_BYTES: usize = 512;
 
@@ -49,8 +53,8 @@ impl Drop for TopicHandle {
 
 /// What comes out of an instance's queue.
 pub(super) enum Event<'a> {
-    /// One delivery report.
-    Report(Delivery),
+    /// One delivery report, and the record itself.
+    Report(Delivery, Message<'a>),
     /// An error that isn't about one record.
     Error { code: i32, fatal: bool, text: &'a str },
     /// A line of librdkafka's log, with its syslog level.
@@ -394,7 +398,7 @@ fn read_event(event: NonNull<rd_kafka_event_t>, act: &mut impl FnMut(Event<'_>))
                 if message.is_null() {
                     return;
                 }
-                act(Event::Report(read_delivery(message)));
+                act(Event::Report(read_delivery(message), Message::new(&*message)));
             },
             RD_KAFKA_EVENT_ERROR => {
                 let read: unsafe extern "C" fn(*mut rd_kafka_event_t) -> i32 =

@@ -6,6 +6,7 @@
 //! | `errors` | error code to scope and reason |
 //! | `instance` | the FFI: the only `unsafe` in this room |
 //! | `partitions` | choice of partition, how far ahead, pausing; pure |
+//! | `suspects` | a topic whose requests are refused as a whole, and the culprits in them; pure |
 //! | `topics` | what metadata says of a topic |
 //! | `security` | whether brokers refuse our login or TLS |
 //! | `reload` | new properties for a sink that runs |
@@ -19,6 +20,7 @@ mod partitions;
 mod producer;
 mod reload;
 mod security;
+mod suspects;
 mod topics;
 mod worker;
 

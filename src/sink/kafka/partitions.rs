@@ -179,6 +179,11 @@ impl Partitions {
         }
     }
 
+    /// Whether the instance owes no report for this partition.
+    pub fn is_idle(&self, partition: i32) -> bool {
+        self.all.get(partition as usize).is_none_or(|p| p.records == 0)
+    }
+
     /// For a record that asks for `partition` itself, or whose key chose it.
     #[inline]
     pub fn fixed(&self, partition: i32, bytes: u64, limits: &Limits) -> Choice {
@@ -225,6 +230,12 @@ impl Partitions {
         if let Some(p) = self.all.get_mut(partition as usize) {
             p.handed_over(bytes, now_ns);
         }
+        self.turned(bytes, keyless);
+    }
+
+    /// A record goes to its partition another way; only the turn of keyless ones moves.
+    #[inline]
+    pub fn turned(&mut self, bytes: u64, keyless: bool) {
         if keyless {
             self.turn_records += 1;
             self.turn_bytes += bytes;

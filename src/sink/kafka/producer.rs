@@ -2,13 +2,13 @@
 //! and carries an instance through its life: live, draining, waiting, building, live again.
 
 use super::config::{self, KafkaOptions, Partitioner};
-use super::errors::{classify, code};
+use super::errors::{classify, classify_call, code};
 use super::instance::{Config, Delivery, Event, Instance, partition_of};
 use super::partitions::{Choice, Limits};
 use super::reload::{Fresh, Reloader};
 use super::security::Security;
 use super::topics::{Standing, Topic};
-use super::worker::{self, Worker};
+use super::worker::{self, Configs, Worker};
 use crate::error::OpenError;
 use crate::record::RecordView;
 use crate::sink::{Opaque, Outcome, ProduceError, Reason, Reload, Report, Scope, Sink, SinkState};
@@ -19,6 +19,8 @@ use std::sync::Arc;
 
 mod flow;
 mod life;
+mod side;
+use side::Side;
 
 const MS: u64 = 1_000_000;
 /// How long an instance that is being replaced may take to report what it has.
@@ -39,7 +41,10 @@ const HURRY_NS: u64 = 100 * MS;
 /// How often partitions are looked over.
 const STEP_NS: u64 = 2 * MS;
 /// What a record costs in a request beside key and value.
-const RECORD_OVERHEAD_BYTES: u64 = 32;
+pub(super) const RECORD_OVERHEAD_BYTES: u64 = 32;
+/// Requests refused for good, each of which costs the instance an epoch, before it is replaced:
+/// librdkafka lets the epoch wrap at 32,767 without a word.
+const REFUSED_REQUESTS_MAX: u32 = 10_000;
 /// How much the stall timeout may grow while one stall follows another.
 const STALL_DOUBLINGS_MAX: u32 = 4;
 
@@ -81,6 +86,9 @@ pub struct KafkaSink {
     hurried_at_ns: u64,
     now_ns: u64,
     outstanding: u64,
+    side: Side,
+    /// The partition's report that was refused last, and how many such runs there were.
+    refused_requests: u32,
     silent: u32,
     connected: bool,
     fatal: Option<(Reason, String)>,
@@ -131,14 +139,14 @@ impl KafkaSink {
     /// When an option is out of range, a property is the pipeline's own, or librdkafka refuses
     /// one.
     pub fn new(options: KafkaOptions, waker: Waker) -> Result<KafkaSink, OpenError> {
-        let config = Arc::new(Config::new(&config::properties(&options)?)?);
-        let instance = Instance::new(&config, waker.clone()).map_err(OpenError::Kafka)?;
+        let configs = Arc::new(Configs::new(&options)?);
+        let instance = Instance::new(&configs.main, waker.clone()).map_err(OpenError::Kafka)?;
         let silent_ns = options.silent_ms.max(1) * MS;
         Ok(KafkaSink {
             phase: Phase::Live(Arc::new(instance)),
-            limits: limits(&config, options.requests_ahead, silent_ns),
+            limits: limits(&configs.main, options.requests_ahead, silent_ns),
             requests_ahead: options.requests_ahead,
-            worker: Worker::new(config, waker.clone()),
+            worker: Worker::new(configs, waker.clone()),
             generation: 0,
             topics: Vec::new(),
             by_name: HashMap::new(),
@@ -159,6 +167,8 @@ impl KafkaSink {
             hurried_at_ns: 0,
             now_ns: 0,
             outstanding: 0,
+            side: Side::default(),
+            refused_requests: 0,
             silent: 0,
             connected: false,
             fatal: None,
@@ -254,7 +264,7 @@ impl KafkaSink {
     /// What a produce call's error means for the record.
     #[cold]
     fn refused(&mut self, at: usize, error: i32) -> ProduceError {
-        let (scope, reason) = classify(error);
+        let (scope, reason) = classify_call(error);
         match scope {
             Scope::Record => ProduceError::Rejected { scope, reason },
             Scope::Topic => {
@@ -304,21 +314,30 @@ impl KafkaSink {
     fn poll(&mut self, reports: &mut Vec<Report>) {
         let Some(instance) = self.instance().cloned() else { return };
         let mut last = (0usize, NO_TOPIC);
+        let mut refused = None;
         instance.poll(|event| match event {
-            Event::Report(delivery) => {
+            Event::Report(delivery, message) => {
                 if delivery.topic != last.0 {
                     let at = self.by_handle.get(&delivery.topic).copied();
                     last = (delivery.topic, at.unwrap_or(NO_TOPIC));
                 }
-                self.report(&delivery, last.1, reports);
-            }
-            Event::Error { code, fatal, text } => self.error(code, fatal, text),
-            Event::Log { level, facility, text } => {
-                if !self.security.takes_log(level, facility, text) {
-                    log(level, facility, text);
+                let failed = delivery.code != 0 && classify(delivery.code).0 == Scope::Batch;
+                // One event holds one request's reports, and a request is of one partition.
+                let request = failed.then_some((delivery.topic, delivery.partition));
+                self.refused_requests += u32::from(failed && request != refused);
+                refused = request;
+                if failed {
+                    self.suspect(&delivery, &message, last.1, reports);
+                } else {
+                    self.report(&delivery, last.1, reports);
                 }
             }
+            Event::Error { code, fatal, text } => self.error(code, fatal, text),
+            Event::Log { level, facility, text } => self.log(level, facility, text),
         });
+        if self.refused_requests >= REFUSED_REQUESTS_MAX && self.fatal.is_none() {
+            self.set_fatal(Reason { name: "refused_requests", code: 0 });
+        }
     }
 
     fn report(&mut self, delivery: &Delivery, topic: u32, reports: &mut Vec<Report>) {
@@ -346,7 +365,6 @@ impl KafkaSink {
     }
 
     fn error(&mut self, error: i32, fatal: bool, text: &str) {
-        let reason = classify(error).1;
         if fatal || error == code::FATAL {
             self.set_fatal(Reason { name: "producer_fatal", code: error });
             return;
@@ -354,6 +372,14 @@ impl KafkaSink {
         if error == code::ALL_BROKERS_DOWN {
             self.connected = false;
         }
+        self.hears(error, text);
+        // After a disconnect the messages to retry lie in the paused queues.
+        self.probe();
+        self.metadata_soon(METADATA_TROUBLE_NS);
+    }
+
+    /// What either instance says of its connections.
+    fn hears(&mut self, error: i32, text: &str) {
         if let Some((refusal, told)) = self.security.hears(error, text, self.now_ns) {
             if let Some(told) = told {
                 let state = refusal.state();
@@ -361,15 +387,19 @@ impl KafkaSink {
                 self.last_error = Some(format!("{state}: {told}"));
             }
         } else {
-            tracing::warn!(target: "forebay::kafka", "{}: {text}", reason.name);
+            let name = classify(error).1.name;
+            tracing::warn!(target: "forebay::kafka", "{name}: {text}");
             // It follows the errors that say why.
             if error != code::ALL_BROKERS_DOWN || self.last_error.is_none() {
-                self.last_error = Some(format!("{}: {text}", reason.name));
+                self.last_error = Some(format!("{name}: {text}"));
             }
         }
-        // After a disconnect the messages to retry lie in the paused queues.
-        self.probe();
-        self.metadata_soon(METADATA_TROUBLE_NS);
+    }
+
+    fn log(&mut self, level: i32, facility: &str, text: &str) {
+        if !self.security.takes_log(level, facility, text) {
+            log(level, facility, text);
+        }
     }
 }
 
@@ -405,6 +435,9 @@ impl Sink for KafkaSink {
             Choice::Busy => return Err(ProduceError::Busy),
             Choice::Unknown => return Err(self.unknown_partition(at)),
         };
+        if self.side.is_suspect(at) {
+            return self.divert(at, partition, record, bytes, opaque);
+        }
         let Some(handle) = &self.topics[at].handle else {
             self.open_topic(at);
             return Err(ProduceError::Busy);
@@ -425,6 +458,7 @@ impl Sink for KafkaSink {
         self.now_ns = now_ns;
         self.take_answers();
         self.poll(reports);
+        self.step_side(reports);
         self.step_partitions();
         self.watch();
         self.ask_metadata();
@@ -439,6 +473,7 @@ impl Sink for KafkaSink {
             Phase::Building => 1_000 * MS,
             Phase::Waiting { until_ns } => until_ns.saturating_sub(now_ns).max(MS),
             Phase::Draining { .. } => 20 * MS,
+            Phase::Live(_) if self.side.waits() => 5 * MS,
             Phase::Live(_) if self.silent > 0 => self.limits.probe_ns,
             Phase::Live(_) if self.outstanding > 0 => (self.limits.silent_ns / 2).max(MS),
             Phase::Live(_) => self.metadata_next_ns.saturating_sub(now_ns).max(MS),
@@ -457,6 +492,7 @@ impl Sink for KafkaSink {
             tls_failed: self.security.tls().cloned(),
             reloads: self.reloads,
             outstanding_records: self.outstanding,
+            resent_records: self.side.resent,
         }
     }
 
@@ -474,6 +510,7 @@ impl Sink for KafkaSink {
             return;
         }
         instance.wake_brokers();
+        self.side.hurry();
         self.hurried_at_ns = self.now_ns;
         self.probe();
     }

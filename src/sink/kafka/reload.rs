@@ -4,9 +4,9 @@
 //! can't work is an error there and changes nothing. The sink takes the producer over at its next
 //! look, by the way of every rebuild: the old one gets its time to report what it has.
 
-use super::config::{self, KafkaOptions};
-use super::instance::{Config, Instance};
-use super::worker;
+use super::config::KafkaOptions;
+use super::instance::Instance;
+use super::worker::{self, Configs};
 use crate::error::ReloadError;
 use crate::sink::Reload;
 use crate::sync::{AtomicU64, Ordering};
@@ -16,7 +16,7 @@ use std::sync::Arc;
 
 /// A producer with new properties, connecting already.
 pub(super) struct Fresh {
-    pub config: Arc<Config>,
+    pub configs: Arc<Configs>,
     pub instance: Instance,
     /// Which reload it came of.
     pub number: u64,
@@ -73,11 +73,11 @@ impl Reload for Reloader {
             options.extra.retain(|(known, _)| known != name);
             options.extra.push(((*name).to_owned(), (*value).to_owned()));
         }
-        let config = Arc::new(Config::new(&config::properties(&options)?)?);
-        let instance = Instance::new(&config, self.waker.clone()).map_err(ReloadError::Kafka)?;
+        let configs = Arc::new(Configs::new(&options)?);
+        let instance = Instance::new(&configs.main, self.waker.clone()).map_err(ReloadError::Kafka)?;
         slot.options = options;
         let number = self.asked.load(Ordering::Acquire) + 1;
-        if let Some(older) = slot.fresh.replace(Fresh { config, instance, number }) {
+        if let Some(older) = slot.fresh.replace(Fresh { configs, instance, number }) {
             worker::destroy(Arc::new(older.instance));
         }
         self.asked.store(number, Ordering::Release);

@@ -3,7 +3,9 @@
 //! It asks for metadata and makes producers. Destroying one may take seconds, so each is
 //! destroyed on a short-lived thread of its own, for which nobody waits.
 
+use super::config::{self, KafkaOptions};
 use super::instance::{self, Config, Instance, TopicMetadata};
+use crate::error::ConfigError;
 use crate::wake::Waker;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -19,16 +21,39 @@ pub(super) enum Command {
         instance: Arc<Instance>,
         generation: u64,
     },
-    Build,
+    Build(Role),
     Destroy(Arc<Instance>),
     /// Takes the answers' end away, so that an instance in it is dropped by the thread.
     End(Receiver<Answer>),
 }
 
+/// What an instance is for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Role {
+    Main,
+    /// For the suspects: a refused request costs it nothing.
+    Side,
+}
+
+/// What an instance of either role is made from.
+pub(super) struct Configs {
+    pub main: Config,
+    pub side: Config,
+}
+
+impl Configs {
+    /// What the options come to, as far as librdkafka accepts them.
+    pub fn new(options: &KafkaOptions) -> Result<Configs, ConfigError> {
+        let properties = config::properties(options)?;
+        let side = Config::new(&config::side_properties(&properties))?;
+        Ok(Configs { main: Config::new(&properties)?, side })
+    }
+}
+
 /// What it answers. Answers of an older generation are stale.
 pub(super) enum Answer {
     Metadata { generation: u64, topics: Result<Vec<TopicMetadata>, i32> },
-    Built(Result<Instance, String>),
+    Built(Role, Result<Instance, String>),
 }
 
 /// The thread is gone: it panicked.
@@ -36,15 +61,15 @@ pub(super) struct Lost;
 
 /// The sink's end of the thread.
 pub(super) struct Worker {
-    config: Arc<Config>,
+    configs: Arc<Configs>,
     waker: Waker,
     ends: Option<(Sender<Command>, Receiver<Answer>)>,
 }
 
 impl Worker {
     /// Prepares it; the thread starts with the first command.
-    pub fn new(config: Arc<Config>, waker: Waker) -> Self {
-        Worker { config, waker, ends: None }
+    pub fn new(configs: Arc<Configs>, waker: Waker) -> Self {
+        Worker { configs, waker, ends: None }
     }
 
     /// What wakes the sink's driver.
@@ -58,7 +83,7 @@ impl Worker {
         let mut command = command;
         for _ in 0..2 {
             if self.ends.is_none() {
-                self.ends = start(&self.config, &self.waker);
+                self.ends = start(&self.configs, &self.waker);
             }
             let Some((commands, _)) = &self.ends else { break };
             match commands.send(command) {
@@ -97,14 +122,14 @@ impl Worker {
     }
 }
 
-fn start(config: &Arc<Config>, waker: &Waker) -> Option<(Sender<Command>, Receiver<Answer>)> {
+fn start(configs: &Arc<Configs>, waker: &Waker) -> Option<(Sender<Command>, Receiver<Answer>)> {
     let (commands, inbox) = channel();
     let (outbox, answers) = channel();
-    let (config, waker) = (config.clone(), waker.clone());
+    let (configs, waker) = (configs.clone(), waker.clone());
     let run = move || {
         instance::block_signals();
         // A panic ends the thread; the sink sees its answers' end closed and starts another.
-        let _ = catch_unwind(AssertUnwindSafe(|| serve(&inbox, &outbox, &config, &waker)));
+        let _ = catch_unwind(AssertUnwindSafe(|| serve(&inbox, &outbox, &configs, &waker)));
         drop((inbox, outbox));
         waker.wake();
     };
@@ -112,7 +137,7 @@ fn start(config: &Arc<Config>, waker: &Waker) -> Option<(Sender<Command>, Receiv
     thread.ok().map(|_| (commands, answers))
 }
 
-fn serve(inbox: &Receiver<Command>, outbox: &Sender<Answer>, config: &Config, waker: &Waker) {
+fn serve(inbox: &Receiver<Command>, outbox: &Sender<Answer>, configs: &Configs, waker: &Waker) {
     while let Ok(command) = inbox.recv() {
         let answer = match command {
             Command::Metadata { instance, generation } => {
@@ -122,7 +147,13 @@ fn serve(inbox: &Receiver<Command>, outbox: &Sender<Answer>, config: &Config, wa
                 drop(instance);
                 Answer::Metadata { generation, topics }
             }
-            Command::Build => Answer::Built(Instance::new(config, waker.clone())),
+            Command::Build(role) => {
+                let config = match role {
+                    Role::Main => &configs.main,
+                    Role::Side => &configs.side,
+                };
+                Answer::Built(role, Instance::new(config, waker.clone()))
+            }
             Command::Destroy(instance) => {
                 destroy(instance);
                 continue;

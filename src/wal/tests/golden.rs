@@ -46,8 +46,8 @@ fn make() -> MemoryStorage {
         delivered: 5,
         unsafe_records: 2,
         topics: vec![
-            TopicBooks { name: "alpha".into(), delivered: 3, set_aside: 1, dropped: 0 },
-            TopicBooks { name: "beta".into(), delivered: 2, set_aside: 0, dropped: 9 },
+            TopicBooks { name: "alpha".into(), delivered: 3, set_aside: 1, ..Default::default() },
+            TopicBooks { name: "beta".into(), delivered: 2, dropped: 9, ..Default::default() },
         ],
     };
     log.keeper.store_checkpoint(&books(2)).expect("stored");

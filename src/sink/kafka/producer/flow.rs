@@ -67,6 +67,9 @@ impl KafkaSink {
         if self.stall_doublings > 0 && self.now_ns > self.stalled_at_ns + 4 * limit_ns {
             self.stall_doublings = 0;
         }
+        if let Some(reason) = self.watch_side(limit_ns) {
+            return self.set_fatal(reason);
+        }
         let silences = self.topics.iter().filter_map(|t| {
             t.partitions.longest_silence().map(|(partition, since)| (since, &t.name, partition))
         });

@@ -10,7 +10,7 @@ use crate::sink::kafka::errors::classify;
 use crate::sink::kafka::instance::{Instance, TopicMetadata};
 use crate::sink::kafka::reload::Fresh;
 use crate::sink::kafka::topics::Standing;
-use crate::sink::kafka::worker::{self, Answer, Command, Worker};
+use crate::sink::kafka::worker::{self, Answer, Command, Role, Worker};
 use std::sync::Arc;
 
 impl KafkaSink {
@@ -72,10 +72,12 @@ impl KafkaSink {
                         self.learn(topics);
                     }
                 }
-                Ok(Some(Answer::Built(built))) => self.built(built),
+                Ok(Some(Answer::Built(Role::Main, built))) => self.built(built),
+                Ok(Some(Answer::Built(Role::Side, built))) => self.side_built(built),
                 Err(_) => {
                     // Ask again for what was lost.
                     self.metadata_asked = false;
+                    self.side.lost();
                     if matches!(self.phase, Phase::Building) {
                         self.phase = Phase::Waiting { until_ns: self.now_ns + REBUILD_PAUSE_NS };
                     }
@@ -123,7 +125,7 @@ impl KafkaSink {
                 self.phase = Phase::Waiting { until_ns };
             }
             Phase::Waiting { until_ns } if self.now_ns >= until_ns => {
-                self.phase = if self.worker.send(Command::Build) {
+                self.phase = if self.worker.send(Command::Build(Role::Main)) {
                     Phase::Building
                 } else {
                     Phase::Waiting { until_ns: self.now_ns + REBUILD_PAUSE_NS }
@@ -137,10 +139,12 @@ impl KafkaSink {
     /// reference to the instance must not be dropped here.
     pub(super) fn give_up_instance(&mut self) {
         self.by_handle.clear();
+        self.give_up_side();
         for topic in &mut self.topics {
             topic.forget();
         }
         self.outstanding = 0;
+        self.refused_requests = 0;
         self.silent = 0;
         let phase = std::mem::replace(&mut self.phase, Phase::Closed);
         if let Phase::Live(instance) | Phase::Draining { instance, .. } = phase {
@@ -171,12 +175,15 @@ impl KafkaSink {
 
     /// The fresh producer becomes the instance.
     fn renew(&mut self) {
-        let Some(Fresh { config, instance, number }) = self.fresh.take() else { return };
-        self.limits = limits(&config, self.requests_ahead, self.limits.silent_ns);
+        let Some(Fresh { configs, instance, number }) = self.fresh.take() else { return };
+        self.limits = limits(&configs.main, self.requests_ahead, self.limits.silent_ns);
+        // A side instance has the old properties, and so has one that is being made.
+        self.give_up_side();
+        self.side.lost();
         // What the thread was asked is of no use any more. It ends by itself, and destroys a
         // producer that it still makes.
         self.worker.end();
-        self.worker = Worker::new(config, self.worker.waker());
+        self.worker = Worker::new(configs, self.worker.waker());
         self.metadata_asked = false;
         self.reloads = number;
         // Only the new one's answers say whether the brokers let it in.

@@ -1,0 +1,304 @@
+//! Owns the way back of what was set aside while its topic was held: probing, handing over in the
+//! order of the numbers, reports, and the end of segments in which all is final.
+
+use super::{Fate, HELD, Hold, OURS, Open, PROBE_NS, Phase};
+use crate::flusher::Flusher;
+use crate::record::{LogPosition, TopicId};
+use crate::report::{Opaque, Outcome, Scope};
+use crate::sequence::End;
+use crate::sink::ProduceError;
+use crate::wal::{AsideItem, AsideReader, AsideRecord, Wal};
+
+/// Between two probes that Kafka refuses: from the first pause doubling up to this. Each costs the
+/// instance a pause.
+const PROBE_MAX_NS: u64 = 30_000_000_000;
+/// Records of one topic that are looked at in one look.
+const PER_LOOK: usize = 4_096;
+
+/// Reads the record at a place; a reader that stands before it goes on from there.
+fn find<'r>(
+    wal: &Wal,
+    reader: &'r mut Option<AsideReader>,
+    at: LogPosition,
+) -> Option<AsideRecord<'r>> {
+    let is_near = |r: &AsideReader| {
+        r.stands_before(at) || wal.last_aside(r).is_some_and(|aside| aside.position == at)
+    };
+    if !reader.as_ref().is_some_and(is_near) {
+        *reader = None;
+    }
+    let reader = reader.get_or_insert_with(|| wal.aside_reader(at.segment));
+    while reader.stands_before(at) {
+        match wal.read_aside(reader) {
+            AsideItem::Record(aside) if aside.position >= at => break,
+            AsideItem::Record(_) => {}
+            AsideItem::CaughtUp | AsideItem::Error(_) => return None,
+        }
+    }
+    wal.last_aside(reader).filter(|aside| aside.position == at)
+}
+
+impl Flusher {
+    /// Probes and drains. True when it stopped only to keep the look short.
+    pub(in crate::flusher) fn redrive_held(&mut self, now_ns: u64) -> bool {
+        if self.holds.is_empty() {
+            if !self.holds.segments.is_empty() {
+                self.let_segments_go();
+            }
+            return false;
+        }
+        let mut more = false;
+        let topics: Vec<TopicId> = self.holds.held().collect();
+        for topic in topics {
+            self.judge_guilty(topic);
+            more |= self.redrive_topic(now_ns, topic);
+            let holds = &mut self.holds;
+            let done = |h: &Hold| h.phase == Phase::Flowing && h.open.is_empty();
+            if let Some(hold) = holds.topics.get(&topic).filter(|h| done(h)) {
+                holds.marks.insert(topic, hold.mark);
+                holds.topics.remove(&topic);
+                self.changed = true;
+            }
+        }
+        self.let_segments_go();
+        more
+    }
+
+    fn redrive_topic(&mut self, now_ns: u64, topic: TopicId) -> bool {
+        let name = self.name(topic);
+        let owed = self.seq.owed_of(topic);
+        let Flusher { wal: Some(wal), holds, sink, seq, .. } = self else { return false };
+        let Some(hold) = holds.topics.get_mut(&topic) else { return false };
+        match hold.phase {
+            Phase::Flowing => return false,
+            Phase::Probing if hold.handed > 0 => return false,
+            Phase::Probing | Phase::Draining => {}
+            Phase::Held { probe_at_ns } => {
+                hold.is_old &= seq.produced() < self.own_from;
+                let waits = !hold.queue.is_empty() || owed > 0 || hold.handed > 0 || hold.is_old;
+                if waits || now_ns < probe_at_ns {
+                    return false;
+                }
+                hold.reader = Some(wal.aside_reader(hold.mark.segment));
+                hold.phase = Phase::Probing;
+            }
+        }
+        let Some(mut reader) = hold.reader.take() else { return false };
+        let mut looked = 0;
+        let more = loop {
+            let on_the_way = holds.tickets.len() + seq.handed_records();
+            if on_the_way >= holds.window || (hold.phase == Phase::Probing && hold.handed > 0) {
+                break false;
+            }
+            looked += 1;
+            if looked > PER_LOOK {
+                break true;
+            }
+            let mut aside = match wal.read_aside(&mut reader) {
+                AsideItem::Record(aside) => aside,
+                AsideItem::Error(_) => break false,
+                AsideItem::CaughtUp => {
+                    // Guilty ones that wait for the log come behind nobody.
+                    if hold.queue.is_empty() {
+                        hold.phase = Phase::Flowing;
+                        self.changed = true;
+                        tracing::info!(topic = %name, "the topic can be had; its records flow again");
+                    }
+                    break false;
+                }
+            };
+            if aside.record.topic != topic
+                || aside.position < hold.mark
+                || !aside.note.reason.starts_with(HELD)
+            {
+                continue;
+            }
+            let is_done = |o: &Open| o.fate != Fate::Failed;
+            if hold.is_early(aside.lsn, aside.position)
+                || hold.open.get(&aside.position).is_some_and(is_done)
+            {
+                hold.has_read(aside.position);
+                continue;
+            }
+            let before = hold.early_before(aside.lsn);
+            if let Some((_, at)) = before {
+                reader.back();
+                match find(wal, &mut hold.early_reader, at) {
+                    Some(early) => aside = early,
+                    None => {
+                        // It is gone with its file, or can't be read now.
+                        hold.early.retain(|(_, position)| *position != at);
+                        continue;
+                    }
+                }
+            }
+            let (at, lsn) = (aside.position, aside.lsn);
+            let reason = aside.note.reason.strip_prefix(HELD).unwrap_or_default();
+            let reason = holds.names.iter().find(|n| **n == reason).copied().unwrap_or("topic");
+            let ticket = holds.next_ticket;
+            let opaque = Opaque((ticket >> 31) << 32 | OURS | (ticket & (OURS - 1)));
+            match sink.produce(&name, &aside.record, opaque) {
+                Ok(()) => {
+                    holds.next_ticket += 1;
+                    holds.tickets.insert(opaque.0, (topic, at));
+                    hold.handed += 1;
+                    hold.open.insert(at, Open { lsn, reason, fate: Fate::Handed });
+                    self.changed = true;
+                    if before.is_none() {
+                        hold.has_read(at);
+                    }
+                }
+                Err(ProduceError::Busy) => {
+                    reader.back();
+                    break false;
+                }
+                Err(ProduceError::Rejected {
+                    scope: Scope::Record | Scope::Batch,
+                    reason: why,
+                }) => {
+                    hold.open.insert(at, Open { lsn, reason, fate: Fate::Guilty(why) });
+                    // It is set aside anew at the next look, and the rest goes on.
+                    if before.is_none() {
+                        hold.has_read(at);
+                    }
+                }
+                Err(ProduceError::Rejected { reason: why, .. }) => {
+                    reader.back();
+                    hold.reason = why;
+                    hold.fall_back(now_ns + PROBE_NS);
+                    break false;
+                }
+                Err(ProduceError::Fatal(why)) => {
+                    reader.back();
+                    self.instance_broken = Some(format!("{} ({})", why.name, why.code));
+                    break false;
+                }
+            }
+        };
+        hold.reader = Some(reader);
+        more
+    }
+
+    /// A report about a record that is being redriven.
+    pub(in crate::flusher) fn redriven(&mut self, now_ns: u64, opaque: Opaque, outcome: Outcome) {
+        let Some((topic, at)) = self.holds.tickets.remove(&opaque.0) else { return };
+        let Some(hold) = self.holds.topics.get_mut(&topic) else { return };
+        let Some(open) = hold.open.get_mut(&at) else { return };
+        self.changed = true;
+        hold.handed -= 1;
+        let reason = open.reason;
+        match outcome {
+            Outcome::Delivered => {
+                self.seq.redriven(topic, reason, End::Delivered);
+                hold.is_final(at);
+                hold.pause_ns = PROBE_NS;
+                if hold.phase == Phase::Probing {
+                    hold.phase = Phase::Draining;
+                }
+            }
+            Outcome::Failed { scope: Scope::Record | Scope::Batch, reason: why, .. } => {
+                open.fate = Fate::Guilty(why);
+                if hold.phase == Phase::Probing {
+                    hold.phase = Phase::Draining;
+                }
+            }
+            Outcome::Failed { scope: Scope::Topic, reason: why, .. } => {
+                open.fate = Fate::Failed;
+                hold.reason = why;
+                if hold.phase == Phase::Probing {
+                    hold.pause_ns = (hold.pause_ns * 2).min(PROBE_MAX_NS);
+                }
+                hold.fall_back(now_ns + hold.pause_ns);
+            }
+            Outcome::Failed { scope: Scope::Transient, possibly_persisted: false, .. } => {
+                open.fate = Fate::Failed;
+                self.seq.redriven_again(false);
+                hold.fall_back(now_ns);
+            }
+            Outcome::Failed { reason: why, possibly_persisted, .. } => {
+                open.fate = Fate::Failed;
+                hold.fall_back(now_ns);
+                self.instance_broken = Some(format!("{} ({})", why.name, why.code));
+                if possibly_persisted {
+                    self.seq.redriven_again(true);
+                }
+            }
+        }
+    }
+
+    /// A new instance begins: what the old one owed is handed over again.
+    pub(in crate::flusher) fn held_are_owed(&mut self, now_ns: u64) {
+        self.holds.tickets.clear();
+        for hold in self.holds.topics.values_mut() {
+            for open in hold.open.values_mut().filter(|o| o.fate == Fate::Handed) {
+                open.fate = Fate::Failed;
+                self.seq.redriven_again(true);
+            }
+            hold.handed = 0;
+            if hold.phase != Phase::Flowing || !hold.open.is_empty() {
+                hold.phase = Phase::Held { probe_at_ns: now_ns };
+            }
+        }
+    }
+
+    /// Writes what turned out to be a dead letter anew, with its own reason.
+    fn judge_guilty(&mut self, topic: TopicId) {
+        let unix_ms = self.clock.unix_ms();
+        loop {
+            let Flusher { wal: Some(wal), holds, .. } = self else { return };
+            let Some(hold) = holds.topics.get(&topic) else { return };
+            let guilty = hold.open.iter().find_map(|(at, open)| match open.fate {
+                Fate::Guilty(why) => Some((*at, open.reason, why)),
+                _ => None,
+            });
+            let Some((at, reason, why)) = guilty else { return };
+            let mut reader = None;
+            let written = match find(wal, &mut reader, at) {
+                Some(aside) => {
+                    let (lsn, record) = (aside.lsn, aside.record);
+                    wal.set_aside(lsn, &record, why.name, why.code, unix_ms).map(Some)
+                }
+                // It is gone with its file.
+                None => Ok(None),
+            };
+            match written {
+                Ok(position) => {
+                    if let Some(position) = position {
+                        self.holds.has_dead(position);
+                        self.aside_works();
+                    }
+                    self.seq.redriven(topic, reason, End::SetAside(why.name));
+                    if let Some(hold) = self.holds.topics.get_mut(&topic) {
+                        hold.is_final(at);
+                    }
+                    self.changed = true;
+                }
+                Err(error) => {
+                    self.aside_failed(error);
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Hands set-aside segments in which all is final to the keeper.
+    fn let_segments_go(&mut self) {
+        let Some(wal) = &mut self.wal else { return };
+        let holds = &mut self.holds;
+        let needed = holds.topics.values().filter(|h| h.records > 0).map(|h| h.mark.segment).min();
+        while let Some(first) = holds.segments.first().copied() {
+            let is_active = wal.active_aside() == Some(first);
+            if needed.is_some_and(|n| first >= n) || (is_active && !holds.topics.is_empty()) {
+                return;
+            }
+            holds.segments.pop_first();
+            if !holds.dead.contains(&first) {
+                wal.release_aside(first);
+                self.changed = true;
+                if let Some(keeper) = &self.keeper {
+                    keeper.wake();
+                }
+            }
+        }
+    }
+}
