@@ -1,7 +1,7 @@
 //! Owns [`KafkaSink`]: it puts the instance, the partitions, the topics and the worker together
 //! and carries an instance through its life: live, draining, waiting, building, live again.
 
-use super::config::{self, KafkaOptions, Partitioner};
+use super::config::{KafkaOptions, Partitioner};
 use super::errors::{classify, classify_call, code};
 use super::instance::{Config, Delivery, Event, Instance, partition_of};
 use super::partitions::{Choice, Limits};

@@ -74,7 +74,8 @@ impl Reload for Reloader {
             options.extra.push(((*name).to_owned(), (*value).to_owned()));
         }
         let configs = Arc::new(Configs::new(&options)?);
-        let instance = Instance::new(&configs.main, self.waker.clone()).map_err(ReloadError::Kafka)?;
+        let instance =
+            Instance::new(&configs.main, self.waker.clone()).map_err(ReloadError::Kafka)?;
         slot.options = options;
         let number = self.asked.load(Ordering::Acquire) + 1;
         if let Some(older) = slot.fresh.replace(Fresh { configs, instance, number }) {

@@ -45,8 +45,8 @@ impl Configs {
     /// What the options come to, as far as librdkafka accepts them.
     pub fn new(options: &KafkaOptions) -> Result<Configs, ConfigError> {
         let properties = config::properties(options)?;
-        let side = Config::new(&config::side_properties(&properties))?;
-        Ok(Configs { main: Config::new(&properties)?, side })
+        let main = Config::new(&properties)?;
+        Ok(Configs { main, side: Config::new(&config::side_properties(&properties))? })
     }
 }
 
