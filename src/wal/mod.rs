@@ -13,8 +13,8 @@
 mod checkpoint;
 mod cursor;
 mod directory;
-mod file_storage;
 mod encode;
+mod file_storage;
 mod findings;
 pub mod format;
 mod guard;
