@@ -4,6 +4,7 @@
 //! with `CI` or `FOREBAY_REQUIRE_KAFKA` set as root they fail instead.
 
 use forebay::{FilesystemKind, MemorySink, Pipeline, Stats};
+use forebay_testkit::until;
 use std::fs::{self, File};
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
@@ -109,14 +110,6 @@ impl Drop for Disk {
     fn drop(&mut self) {
         let at = self.point.as_os_str();
         let _ = Command::new("umount").arg("-l").arg(at).status();
-    }
-}
-
-fn until(what: &str, mut done: impl FnMut() -> bool) {
-    let began = Instant::now();
-    while !done() {
-        assert!(began.elapsed() < SOON, "waited in vain until {what}");
-        std::thread::sleep(Duration::from_millis(5));
     }
 }
 
@@ -336,7 +329,7 @@ fn an_ext4_that_turns_read_only() {
         println!("SKIPPED: this kernel can't make ext4 fail");
         return;
     }
-    until("it is read-only", || !disk.takes_a_file());
+    until(SOON, "it is read-only", || !disk.takes_a_file());
     run.send(300);
     run.delivers_all("ext4");
     run.until("it says so", |s| s.wal.as_ref().is_some_and(|w| w.keeper_trouble.is_some()));

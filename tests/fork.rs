@@ -7,6 +7,7 @@
 //! faults are counted here, once per page and fork, beside a control arena that is inherited.
 
 use forebay::{MemorySink, Pipeline, SendError};
+use forebay_testkit::process::page_faults;
 use forebay_testkit::say;
 use std::time::Duration;
 
@@ -15,17 +16,6 @@ const PAGE: usize = 4096;
 const LANE_BYTES: usize = 8 << 20;
 const SLOTS: usize = 4096;
 const VALUE: usize = 2032;
-
-/// Page faults of the calling thread so far.
-fn page_faults() -> u64 {
-    // SAFETY: a zeroed `rusage` is one, and the call fills it.
-    let usage = unsafe {
-        let mut usage = std::mem::zeroed::<libc::rusage>();
-        assert_eq!(libc::getrusage(libc::RUSAGE_THREAD, &mut usage), 0);
-        usage
-    };
-    (usage.ru_minflt + usage.ru_majflt) as u64
-}
 
 /// Forks a child that runs `body` and ends with what it returns, once the pipe's other end is
 /// closed. Until then it holds every page that it inherited.

@@ -2,6 +2,7 @@
 
 use forebay::sink::{Opaque, ProduceError, RecordView, Report, Scope, Sink, SinkState};
 use forebay::{Level, MemorySink, OpenError, Pipeline, ReceiptError, SendError};
+use forebay_testkit::until;
 use std::future::Future;
 use std::path::Path;
 use std::task::{Context, Poll, Waker};
@@ -19,14 +20,6 @@ fn small() -> forebay::Builder {
 
 fn in_dir(dir: &Path) -> forebay::Builder {
     small().wal_dir(dir.join("wal"))
-}
-
-fn until(what: &str, mut done: impl FnMut() -> bool) {
-    let began = Instant::now();
-    while !done() {
-        assert!(began.elapsed() < SOON, "waited in vain until {what}");
-        std::thread::sleep(Duration::from_millis(2));
-    }
 }
 
 /// `thread-number` values of one thread, in the order delivered.
@@ -155,7 +148,7 @@ fn an_outage_spills_and_everything_arrives_in_order_afterwards() {
     assert_eq!(pipeline.stats().books.spilled, 0);
     seen.refuse();
     send_from_threads(&pipeline, 2, 1_000, 30_000);
-    until("everything is in the log", || {
+    until(SOON, "everything is in the log", || {
         let b = pipeline.stats().books;
         b.in_wal == 58_000 && b.in_lanes == 0 && b.in_flight == 0
     });
@@ -281,7 +274,7 @@ fn a_receipt_tells_how_its_record_ended() {
     // Through the log: journaled, released, read back, delivered.
     seen.refuse();
     let late = topic.record(b"3").send_tracked().unwrap();
-    until("it is in the log", || pipeline.stats().books.in_wal == 1);
+    until(SOON, "it is in the log", || pipeline.stats().books.in_wal == 1);
     assert_eq!(late.wait(Level::Delivered, Duration::ZERO), Err(ReceiptError::StillPending));
     seen.resume();
     late.wait(Level::Delivered, SOON).unwrap();
@@ -382,7 +375,7 @@ fn a_panic_of_the_flusher_is_visible_and_loses_nothing() {
     }
     pipeline.flush(Duration::from_millis(300)).unwrap_err();
     let mut more = 0;
-    until("sends say Stopped", || {
+    until(SOON, "sends say Stopped", || {
         let sent = topic.send(b"x");
         more += u64::from(sent.is_ok());
         sent == Err(SendError::Stopped)
@@ -486,7 +479,7 @@ fn a_disk_that_fills_up_refuses_and_comes_back() {
     while topic.record(value(taken).as_bytes()).send_timeout(Duration::from_secs(1)).is_ok() {
         taken += 1;
     }
-    until("the disk is known to be full", || {
+    until(SOON, "the disk is known to be full", || {
         let stats = pipeline.stats();
         stats.wal.is_some_and(|w| w.unavailable.is_some()) && stats.states.exposed
     });
@@ -496,7 +489,7 @@ fn a_disk_that_fills_up_refuses_and_comes_back() {
     println!("{taken} taken, {} of them on {bytes} bytes of disk", stats.books.in_wal);
     seen.resume();
     pipeline.flush(SOON).unwrap();
-    until("it has recovered", || {
+    until(SOON, "it has recovered", || {
         let stats = pipeline.stats();
         let wal = stats.wal.unwrap();
         !stats.states.exposed && wal.keeper_trouble.is_none() && wal.keeper_failures > 0

@@ -2,8 +2,9 @@
 
 use forebay::sink::MemoryRecord;
 use forebay::{MemorySink, Pipeline, WalFull};
+use forebay_testkit::until;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 const SOON: Duration = Duration::from_secs(20);
 const VALUE_BYTES: usize = 1000;
@@ -17,14 +18,6 @@ fn small(dir: &Path) -> forebay::Builder {
         .wal_dir(dir.join("wal"))
         .loss_window(Duration::from_millis(50))
         .sync_interval(Duration::from_millis(20))
-}
-
-fn until(what: &str, mut done: impl FnMut() -> bool) {
-    let began = Instant::now();
-    while !done() {
-        assert!(began.elapsed() < SOON, "waited in vain until {what}");
-        std::thread::sleep(Duration::from_millis(2));
-    }
 }
 
 fn value(n: usize) -> Vec<u8> {
@@ -68,7 +61,7 @@ fn a_log_at_its_bound_drops_the_oldest_and_keeps_the_newest_in_order() {
             assert!(pipeline.stats().books.balanced());
         }
     }
-    until("everything is in the log or dropped", || {
+    until(SOON, "everything is in the log or dropped", || {
         let books = pipeline.stats().books;
         books.in_lanes + books.in_flight == 0
     });

@@ -8,6 +8,7 @@
 //! the three has a control that does what is forbidden and is caught.
 
 use forebay::{MemorySink, Pipeline, SendError, Topic};
+use forebay_testkit::process::page_faults;
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::hint::{black_box, spin_loop};
@@ -48,17 +49,6 @@ unsafe impl GlobalAlloc for Counting {
 
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
-
-/// Minor and major page faults of the calling thread so far.
-fn page_faults() -> u64 {
-    // SAFETY: a zeroed `rusage` is one, and the call fills it.
-    let usage = unsafe {
-        let mut usage = std::mem::zeroed::<libc::rusage>();
-        assert_eq!(libc::getrusage(libc::RUSAGE_THREAD, &mut usage), 0);
-        usage
-    };
-    (usage.ru_minflt + usage.ru_majflt) as u64
-}
 
 #[derive(Clone, Copy, PartialEq, Debug)]
 enum State {

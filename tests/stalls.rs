@@ -5,7 +5,7 @@
 use forebay::sink::MemoryHandle;
 use forebay::sink::{Opaque, ProduceError, RecordView, Report, Sink, SinkState};
 use forebay::{Level, MemorySink, Pipeline, ReceiptError, SendError, Topic};
-use forebay_testkit::say;
+use forebay_testkit::{say, until};
 use parking_lot::{Condvar, Mutex};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::Path;
@@ -28,14 +28,6 @@ fn small() -> forebay::Builder {
 
 fn in_dir(dir: &Path) -> forebay::Builder {
     small().wal_dir(dir.join("wal"))
-}
-
-fn until(what: &str, mut done: impl FnMut() -> bool) {
-    let began = Instant::now();
-    while !done() {
-        assert!(began.elapsed() < SOON, "waited in vain until {what}");
-        std::thread::sleep(Duration::from_millis(2));
-    }
 }
 
 /// Runs `body` on a thread whose lane `is_wanted`. A thread's lane is drawn, so some are made in
@@ -175,7 +167,7 @@ fn a_closure_that_never_returns_is_named_and_the_others_go_on() {
     let topic = pipeline.topic("t").unwrap();
     assert!(pipeline.stats().states.stalled_lanes.is_empty());
     let stuck = Stuck::begin(&pipeline, &topic);
-    until("the lane counts as stalled", || pipeline.stats().states.lane_stalled);
+    until(SOON, "the lane counts as stalled", || pipeline.stats().states.lane_stalled);
     assert_eq!(pipeline.stats().states.stalled_lanes, [stuck.lane]);
 
     // Another lane, and a flush of it, as if nothing were.
@@ -189,7 +181,7 @@ fn a_closure_that_never_returns_is_named_and_the_others_go_on() {
     let looks_now = || {
         let before = pipeline.stats().looks;
         pipeline.topic("t").unwrap(); // has the flusher publish
-        until("a look is published", || pipeline.stats().looks > before);
+        until(SOON, "a look is published", || pipeline.stats().looks > before);
         pipeline.stats().looks
     };
     let (looks, began) = (looks_now(), Instant::now());
@@ -204,7 +196,7 @@ fn a_closure_that_never_returns_is_named_and_the_others_go_on() {
     let (taken, full) =
         on_lane(&pipeline, |lane| lane == stuck.lane, || send(&topic, "same", 3_000));
     assert!(taken > 0 && full > 0, "{taken} taken, {full} refused");
-    until("they arrive", || arrived(&seen, "same") == taken);
+    until(SOON, "they arrive", || arrived(&seen, "same") == taken);
     // With that lane full for good, the healthy one still doesn't go to the log.
     pipeline.flush(SOON).unwrap();
     let spilled = pipeline.stats().books.spilled;
@@ -219,8 +211,8 @@ fn a_closure_that_never_returns_is_named_and_the_others_go_on() {
 
     let lane = stuck.lane;
     assert_eq!(stuck.finish(), Ok(()));
-    until("no lane is stalled", || !pipeline.stats().states.lane_stalled);
-    until("it arrives", || arrived(&seen, "stuck") == 1);
+    until(SOON, "no lane is stalled", || !pipeline.stats().states.lane_stalled);
+    until(SOON, "it arrives", || arrived(&seen, "stuck") == 1);
     on_lane(&pipeline, |it| it == lane, || send_all(&topic, "again", 3_000));
     let report = pipeline.close(SOON).unwrap();
     let books = report.stats.books;
@@ -324,7 +316,7 @@ fn a_flusher_that_stands_is_a_state_and_goes_on_where_it_stood() {
 
     set(&gate, true);
     let tracked = topic.record(b"tracked-0").send_tracked().unwrap();
-    until("the flusher counts as stalled", || pipeline.stats().states.flusher_stalled);
+    until(SOON, "the flusher counts as stalled", || pipeline.stats().states.flusher_stalled);
     // Sends go on until the lane is full, and what is accepted is counted without the flusher.
     let (taken, full) = send(&topic, "during", 3_000);
     assert!(taken > 0 && full > 0, "{taken} taken, {full} refused");
@@ -342,7 +334,7 @@ fn a_flusher_that_stands_is_a_state_and_goes_on_where_it_stood() {
     set(&gate, false);
     tracked.wait(Level::Delivered, SOON).unwrap();
     pipeline.flush(SOON).unwrap();
-    until("nothing stands", || {
+    until(SOON, "nothing stands", || {
         let states = pipeline.stats().states;
         !states.flusher_stalled && !states.exposed
     });
@@ -363,7 +355,7 @@ fn close_gives_up_on_a_flusher_that_stands_and_a_later_close_tells_the_end() {
     let topic = pipeline.topic("t").unwrap();
     set(&gate, true);
     send_all(&topic, "a", 1);
-    until("the flusher counts as stalled", || pipeline.stats().states.flusher_stalled);
+    until(SOON, "the flusher counts as stalled", || pipeline.stats().states.flusher_stalled);
     let (taken, _) = send(&topic, "a", 300);
     let error = pipeline.close(Duration::from_millis(100)).unwrap_err();
     let books = error.stats.books;
@@ -437,7 +429,7 @@ fn a_thread_stopped_in_the_middle_of_a_send_holds_up_its_own_record_only() {
             STOP.store(1, Ordering::SeqCst);
             // SAFETY: the thread runs until `end`.
             assert_eq!(unsafe { libc::pthread_kill(thread, libc::SIGUSR1) }, 0);
-            until("the sender is stopped", || STOP.load(Ordering::SeqCst) == 2);
+            until(SOON, "the sender is stopped", || STOP.load(Ordering::SeqCst) == 2);
             let marker = format!("marker{n}");
             on_lane(&pipeline, |it| it != lane, || send_all(&topic, &marker, 1));
             let mut has_come = false;

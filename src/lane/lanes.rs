@@ -190,6 +190,7 @@ impl Lanes {
     }
 
     /// The calling thread's lane, by number.
+    #[inline]
     pub fn lane_number(&self) -> usize {
         thread_id::current() as usize & (self.lanes.len() - 1)
     }
@@ -246,7 +247,7 @@ impl Lanes {
 
     #[inline]
     fn lane_of_thread(&self) -> &Lane {
-        &self.lanes[thread_id::current() as usize & (self.lanes.len() - 1)]
+        &self.lanes[self.lane_number()]
     }
 
     #[inline]

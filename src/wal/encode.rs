@@ -7,7 +7,7 @@
 use super::format::{ASIDE_PREFIX_BYTES, FRAME_HEADER_BYTES, FrameHeader, REASON_BYTES_MAX, at};
 use crc32fast::Hasher;
 
-/// Longest head: a header with the longest prefix.
+/// Longest head that the log writes: a header with the longest prefix.
 const HEAD_BYTES_MAX: usize = FRAME_HEADER_BYTES + ASIDE_PREFIX_BYTES + REASON_BYTES_MAX;
 /// The longest body that is put beside its head.
 const BODY_BYTES_MAX: usize = 512;
@@ -29,25 +29,28 @@ pub(super) struct Image<'a> {
 pub(super) struct FrameEncoder {
     /// Seeded with the segment's salt: what the processor can do is found out once.
     seeded: Hasher,
-    bytes: Box<[u8; HEAD_BYTES_MAX + BODY_BYTES_MAX]>,
+    bytes: Vec<u8>,
 }
 
 impl FrameEncoder {
     pub fn new(salt: u32) -> FrameEncoder {
         FrameEncoder {
             seeded: Hasher::new_with_initial(salt),
-            bytes: Box::new([0; HEAD_BYTES_MAX + BODY_BYTES_MAX]),
+            bytes: vec![0; HEAD_BYTES_MAX + BODY_BYTES_MAX],
         }
     }
 
-    /// The frame of this header, prefix and body; a prefix is cut at the longest that there is.
+    /// The frame of this header, prefix and body.
     pub fn encode<'a>(
         &'a mut self,
         header: &FrameHeader,
         prefix: &[u8],
         body: &'a [u8],
     ) -> Image<'a> {
-        let prefix = &prefix[..prefix.len().min(ASIDE_PREFIX_BYTES + REASON_BYTES_MAX)];
+        let head_bytes = FRAME_HEADER_BYTES + prefix.len();
+        if head_bytes > HEAD_BYTES_MAX {
+            self.bytes.resize(head_bytes + BODY_BYTES_MAX, 0);
+        }
         header.put_fields(&mut self.bytes[WORD_BYTES..]);
         // The CRC's own place holds the length while it is made: what the CRC covers, the length
         // and all that follows the CRC, is one piece then.

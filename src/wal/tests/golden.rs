@@ -181,3 +181,29 @@ fn the_committed_bytes_are_read() {
     let checkpoint = open.recovery.checkpoint.expect("there");
     assert_eq!((checkpoint.watermark, checkpoint.topics[1].dropped), (Lsn(3), 9));
 }
+
+/// Where a body is put beside its head and where it isn't, and heads longer than the log writes.
+#[test]
+fn a_frame_s_crc_holds_whatever_its_length() {
+    let mut frames = 0;
+    let bytes: Vec<u8> = (0..5_000u32).map(|n| n as u8).collect();
+    for prefix_len in [0, 12, 1_036, 1_037, 3_000] {
+        for body_len in [0, 1, 455, 511, 512, 513, 5_000] {
+            let (prefix, body) = (&bytes[..prefix_len], &bytes[..body_len]);
+            let kind = if prefix_len > 0 { FrameKind::SetAside } else { FrameKind::Record };
+            let plain = FrameHeader::plain(kind, 7, 3, body_len as u32);
+            let header = FrameHeader {
+                length: plain.length + prefix_len as u32,
+                prefix_len: prefix_len as u16,
+                ..plain
+            };
+            let mut frame = header.encode(9, prefix, body).to_vec();
+            frame.extend(prefix);
+            frame.extend(body);
+            let back = FrameHeader::decode(&frame).expect("it decodes");
+            assert!(back.crc_holds(9, &frame), "prefix {prefix_len}, body {body_len}");
+            frames += 1;
+        }
+    }
+    println!("{frames} frames");
+}

@@ -252,21 +252,31 @@ impl Kafka {
 impl Drop for Kafka {
     fn drop(&mut self) {
         let Some(node) = self.node.as_mut() else { return };
-        if let Some(mut child) = node.child.take() {
-            // SIGKILL ends a stopped process too.
-            let _ = child.kill();
-            let _ = child.wait();
-        }
-        if std::thread::panicking() {
-            // Swept away by a later test process.
-            crate::say(&format!("the broker's files are in {}", self.dir.display()));
-        } else {
-            let _ = fs::remove_dir_all(&self.dir);
-        }
+        node.end();
+        leave(&self.dir);
+    }
+}
+
+/// Removes the files of brokers that have ended; a test that failed leaves them to be looked at,
+/// until a later test process sweeps them away.
+pub(crate) fn leave(dir: &Path) {
+    if std::thread::panicking() {
+        crate::say(&format!("the brokers' files are in {}", dir.display()));
+    } else {
+        let _ = fs::remove_dir_all(dir);
     }
 }
 
 impl Node {
+    /// Ends its process, if it runs.
+    pub(crate) fn end(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            // SIGKILL ends a stopped process too.
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+
     pub(crate) fn launch(&mut self, dir: &Path, mut java: Command) -> Result<(), String> {
         self.starts += 1;
         let n = self.starts;

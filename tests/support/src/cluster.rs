@@ -295,16 +295,8 @@ impl Cluster {
 
 impl Drop for Cluster {
     fn drop(&mut self) {
-        for child in self.members.iter_mut().filter_map(|m| m.node.child.as_mut()) {
-            // SIGKILL ends a stopped process too.
-            let _ = child.kill();
-            let _ = child.wait();
-        }
-        if std::thread::panicking() {
-            crate::say(&format!("the brokers' files are in {}", self.dir.display()));
-        } else {
-            let _ = fs::remove_dir_all(&self.dir);
-        }
+        self.members.iter_mut().for_each(|m| m.node.end());
+        broker::leave(&self.dir);
     }
 }
 

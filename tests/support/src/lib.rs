@@ -33,6 +33,16 @@ pub use secure::Door;
 
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
+use std::time::{Duration, Instant};
+
+/// Waits until `done` is true, and fails the test when that takes longer than `limit`.
+pub fn until(limit: Duration, what: &str, mut done: impl FnMut() -> bool) {
+    let began = Instant::now();
+    while !done() {
+        assert!(began.elapsed() < limit, "waited in vain until {what}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
 
 /// Prints one line past the test harness's capture, so that figures and skips are seen in a
 /// plain `cargo test`.

@@ -71,6 +71,18 @@ pub fn own_cpu_time() -> Duration {
     cpu_time(std::process::id()).unwrap_or_default()
 }
 
+/// Minor and major page faults of the calling thread so far.
+#[must_use]
+pub fn page_faults() -> u64 {
+    // SAFETY: a zeroed `rusage` is one, and the call fills it.
+    let usage = unsafe {
+        let mut usage = std::mem::zeroed::<libc::rusage>();
+        assert_eq!(libc::getrusage(libc::RUSAGE_THREAD, &mut usage), 0);
+        usage
+    };
+    (usage.ru_minflt + usage.ru_majflt) as u64
+}
+
 /// The state letter of a process: `T` is stopped by a signal.
 pub fn state(pid: u32) -> io::Result<char> {
     let fields = stat(pid)?;
