@@ -41,7 +41,7 @@ pub enum Overflow {
     /// As long as Kafka answers, a full lane refuses, and `send_timeout` waits: for bulk loads, which
     /// would else be written and read back. When there is something to do and nothing was
     /// acknowledged for 200 ms, the log takes it as with `Spill`. What gets older than the loss
-    /// window is journaled in either case.
+    /// window is journaled in either case: lanes should hold no more than Kafka takes in that time.
     Refuse,
 }
 

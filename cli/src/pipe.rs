@@ -37,7 +37,7 @@ Exit status: 0 everything is delivered (or, after a signal, delivered or in the 
 /// without limit; SIGTERM or SIGINT closes within --close-ms and leaves the rest in the log.
 #[derive(clap::Args, Debug)]
 #[command(after_help = EXAMPLE)]
-#[command(group = ArgGroup::new("overflow").required(true).args(["wal_dir", "at_most_once"]))]
+#[command(group = ArgGroup::new("log").required(true).args(["wal_dir", "at_most_once"]))]
 pub struct Args {
     /// Brokers to start from: host:port, several separated by commas
     #[arg(long, value_name = "HOST:PORT")]
@@ -72,7 +72,7 @@ pub struct Args {
 }
 
 /// `forebay::Overflow`, in words for the command line.
-#[derive(Clone, Copy, ValueEnum)]
+#[derive(Clone, Copy, Debug, ValueEnum)]
 enum Overflow {
     /// Read on, and let the log take them
     Spill,

@@ -120,7 +120,7 @@ fn a_bulk_load_arrives_whole_whether_it_waits_or_spills() {
         let of = |name| common::count(&json, name);
         // How much is spilled depends on how fast this Kafka is; that none is while it answers is
         // the flusher's own test.
-        say!("{overflow}: {LINES} lines, {} spilled", of("spilled"));
+        say(&format!("{overflow}: {LINES} lines, {} spilled", of("spilled")));
         assert_eq!((of("accepted"), of("delivered")), (LINES, LINES), "{json}");
         let records = kafka.oracle().read(&topic).unwrap();
         let in_order = records
