@@ -3,8 +3,8 @@
 //!
 //! Two parts. *Flat out* (`flat`): threads send as fast as they may, wait where there is no room,
 //! and the clock stops when everything is reported delivered. Senders that outrun Kafka fill the
-//! lanes, so a pipeline with a log journals most of it and reads it back; without a log it holds
-//! what it can in memory and lets senders wait, as the others do. All have Forebay's linger and
+//! lanes, so a pipeline with a log journals most of it and reads it back; with `Overflow::Refuse`, or
+//! without a log, it holds what it can in memory and lets senders wait, as the others do. All have Forebay's linger and
 //! budget (5 ms, 131,072 records, 64 MiB). *Paced* (`paced`): 200,000 records a second in all, open
 //! loop in ticks of 1 ms, batches of 500 ms or 20,000 records, and what that costs in CPU, beside a
 //! row that sends nothing. CPU is that of this process: with the mock cluster the brokers' is in it,
@@ -23,7 +23,7 @@
 mod common;
 
 use common::clients::{BASE, CHANNEL, Client, FOREBAY, FUTURE, NO_LOG, PACER, PEERS};
-use common::clients::{QUEUE, THREADED, Target};
+use common::clients::{QUEUE, THREADED, Target, WAITING};
 use common::librdkafka::Settings;
 use common::table::{Cell, Table, people};
 use common::{Runs, cpu_time, env, is_quick, tick, words};
@@ -137,6 +137,13 @@ struct Row {
     refused: u64,
 }
 
+/// The rows that `FOREBAY_BENCH_ONLY` names, separated by semicolons; all without it.
+fn wanted<'a>(names: &[&'a str]) -> Vec<&'a str> {
+    let only = std::env::var("FOREBAY_BENCH_ONLY").unwrap_or_default();
+    let is_wanted = |name: &&str| only.is_empty() || only.split(';').any(|o| o == *name);
+    names.iter().copied().filter(is_wanted).collect()
+}
+
 fn rounds() -> u64 {
     env("FOREBAY_BENCH_ROUNDS").unwrap_or(if is_quick() { 1 } else { 3 })
 }
@@ -193,9 +200,10 @@ fn flat(target: &str, brokers: &str, topic: &str) {
             let records = if bytes > 100 { records / 3 } else { records };
             let load = Load { threads, records, bytes, per_s: None };
             let names: &[&str] = match threads {
-                1 => &[BASE, FOREBAY, NO_LOG],
-                _ => &[BASE, FOREBAY, NO_LOG, THREADED, FUTURE, QUEUE, CHANNEL],
+                1 => &[BASE, FOREBAY, WAITING, NO_LOG],
+                _ => &[BASE, FOREBAY, WAITING, NO_LOG, THREADED, FUTURE, QUEUE, CHANNEL],
             };
+            let names = &wanted(names);
             let rows = measure(names, &load, Settings::LIKE_FOREBAY, brokers, topic);
             for (name, row) in names.iter().zip(&rows) {
                 let by = |of: fn(&Row) -> &Runs| of(row).median() / of(&rows[0]).median();
@@ -241,6 +249,7 @@ fn paced(target: &str, brokers: &str, topic: &str) {
     if std::env::var_os("FOREBAY_BENCH_GO").is_some() && !is_quick() {
         names.extend([GO_PACER, GO]);
     }
+    let names = wanted(&names);
     let rows = measure(&names, &load, Settings::SLOW_AND_ROOMY, brokers, topic);
     for (at, (name, row)) in names.iter().zip(&rows).enumerate() {
         let is_pacer = [PACER, GO_PACER].contains(name);

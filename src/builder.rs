@@ -1,7 +1,7 @@
 //! Owns how a pipeline is put together: the settings that users name, and `open`.
 
 use crate::clock::{Clock, SystemClock};
-use crate::config::{Config, Partitioner, WalFull};
+use crate::config::{Config, Overflow, Partitioner, WalFull};
 use crate::error::OpenError;
 use crate::flusher::{Flusher, Parts};
 use crate::keeper::{Keeper, KeeperLink};
@@ -17,6 +17,9 @@ use crate::wal::{FileStorage, Recovery, Storage, Wal, WalKeeper, WalOptions, ran
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
+
+/// With [`Overflow::Refuse`]: how long Kafka may leave what it has unanswered.
+const ANSWER_NS: u64 = 200_000_000;
 
 /// Settings of a pipeline; made by [`Pipeline::builder`], ended by [`Builder::open`].
 ///
@@ -189,6 +192,13 @@ impl Builder {
         self
     }
 
+    /// What happens when senders outrun a Kafka that takes records. Default [`Overflow::Spill`].
+    /// Without a log a full lane always refuses.
+    pub fn overflow(mut self, policy: Overflow) -> Self {
+        self.config.overflow = policy;
+        self
+    }
+
     /// Most tracked records on their way at a time. Default 65,536.
     pub fn receipts_max(mut self, receipts: usize) -> Self {
         self.config.receipts_max = receipts;
@@ -312,6 +322,10 @@ impl Builder {
                 flush_records: config.flush_records as u64,
                 flush_bytes: config.flush_bytes as u64,
                 loss_window_ns: config.loss_window.map(ns),
+                answer_ns: match config.overflow {
+                    Overflow::Spill => 0,
+                    Overflow::Refuse => ANSWER_NS,
+                },
             },
             wal_full: config.wal_full,
             in_flight_max_records: config.in_flight_max_records,

@@ -29,6 +29,22 @@ pub enum WalFull {
     DropOldest,
 }
 
+/// What happens when senders outrun a Kafka that takes records: a lane is half full of what it
+/// hasn't acknowledged yet.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Overflow {
+    /// The log takes it, and gives it to Kafka in its turn: `send` goes on at the speed of memory
+    /// for as long as the log has room. What came later follows through the log until that has
+    /// caught up.
+    #[default]
+    Spill,
+    /// As long as Kafka answers, a full lane refuses, and `send_timeout` waits: for bulk loads, which
+    /// would else be written and read back. When there is something to do and nothing was
+    /// acknowledged for 200 ms, the log takes it as with `Spill`. What gets older than the loss
+    /// window is journaled in either case: lanes should hold no more than Kafka takes in that time.
+    Refuse,
+}
+
 /// Every setting, typed. Made by [`crate::Builder`]; read by everything else.
 #[derive(Clone)]
 pub(crate) struct Config {
@@ -51,6 +67,7 @@ pub(crate) struct Config {
     pub(crate) wal_max_bytes: Option<u64>,
     pub(crate) sigbus_guard: bool,
     pub(crate) wal_full: WalFull,
+    pub(crate) overflow: Overflow,
     pub(crate) receipts_max: usize,
     pub(crate) stall_timeout: Duration,
     pub(crate) topic_grace: Duration,
@@ -81,6 +98,7 @@ impl Default for Config {
             wal_max_bytes: None,
             sigbus_guard: true,
             wal_full: WalFull::Refuse,
+            overflow: Overflow::Spill,
             receipts_max: 65_536,
             stall_timeout: Duration::from_secs(60),
             topic_grace: Duration::from_secs(10),
@@ -114,6 +132,7 @@ impl fmt::Debug for Config {
             .field("wal_max_bytes", &self.wal_max_bytes)
             .field("sigbus_guard", &self.sigbus_guard)
             .field("wal_full", &self.wal_full)
+            .field("overflow", &self.overflow)
             .field("receipts_max", &self.receipts_max)
             .field("stall_timeout", &self.stall_timeout)
             .field("topic_grace", &self.topic_grace)

@@ -139,7 +139,7 @@ mod sync;
 pub mod verify;
 
 pub use builder::Builder;
-pub use config::{Partitioner, WalFull};
+pub use config::{Overflow, Partitioner, WalFull};
 pub use error::{ConfigError, OpenError, ReloadError, SendError, TopicError};
 pub use pipeline::{CloseError, FlushError, NotReady, Pipeline};
 pub use receipt::{Level, Receipt, ReceiptError};

@@ -4,7 +4,7 @@
 use super::hand::Hand;
 use super::librdkafka::{Base, Settings, Threaded, WithFuture};
 use super::log_dir;
-use forebay::{Pipeline, Topic};
+use forebay::{Overflow, Pipeline, Topic};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -42,6 +42,9 @@ pub trait Client: Send + Sync {
 
 pub const FOREBAY: &str = "forebay";
 pub const NO_LOG: &str = "forebay without a log";
+/// A log, and senders that wait while Kafka answers, as they do for room in a producer's queue; its
+/// lanes have the 64 MiB that the others' queues have.
+pub const WAITING: &str = "forebay, Overflow::Refuse";
 pub const BASE: &str = "BaseProducer";
 pub const THREADED: &str = "ThreadedProducer";
 pub const FUTURE: &str = "FutureProducer";
@@ -73,7 +76,7 @@ impl<'a> Target<'a> {
     pub fn open(&self, name: &str) -> Box<dyn Client> {
         let Target { brokers, topic, settings, .. } = *self;
         match name {
-            FOREBAY | NO_LOG => Box::new(Forebay::open(self, name == FOREBAY)),
+            FOREBAY | NO_LOG | WAITING => Box::new(Forebay::open(self, name)),
             BASE => Box::new(Base::new(brokers, topic, settings)),
             THREADED => Box::new(Threaded::new(brokers, topic, settings)),
             FUTURE => Box::new(WithFuture::new(brokers, topic, settings)),
@@ -93,13 +96,16 @@ pub struct Forebay {
 }
 
 impl Forebay {
-    pub fn open(target: &Target<'_>, with_log: bool) -> Forebay {
+    pub fn open(target: &Target<'_>, name: &str) -> Forebay {
         let (home, fresh) = log_dir();
         let mut builder = Pipeline::builder().brokers(target.brokers);
-        builder = match with_log {
-            true => builder.wal_dir(target.dir.unwrap_or(&fresh)),
-            false => builder.at_most_once(),
+        builder = match name {
+            NO_LOG => builder.at_most_once(),
+            _ => builder.wal_dir(target.dir.unwrap_or(&fresh)),
         };
+        if name == WAITING {
+            builder = builder.overflow(Overflow::Refuse).lanes(2).lane_bytes(32 << 20);
+        }
         if let Some(window) = target.window {
             builder = builder.loss_window(window);
         }

@@ -252,7 +252,7 @@ fn kill(kafka: &mut Kafka, table: &Table, name: &str, window_ms: u64, in_a_stop:
             window: (window_ms > 0).then(|| Duration::from_millis(window_ms)),
             ..Target::new(kafka.brokers(), &topic, Settings::SLOW_BATCHES)
         };
-        let next = Forebay::open(&target, true);
+        let next = Forebay::open(&target, FOREBAY);
         next.flush(LIMIT);
         let stats = next.pipeline.stats();
         recovered = (stats.books.recovered.into(), stats.lost_at_most.into());

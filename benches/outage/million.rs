@@ -1,7 +1,7 @@
 //! Owns the row of a million records, as fast as they are taken.
 
 use crate::child::{LIMIT, THREADS, VALUE_BYTES, new_value, stamp};
-use crate::common::clients::{Client, Forebay, Target};
+use crate::common::clients::{Client, FOREBAY, Forebay, Target};
 use crate::common::librdkafka::Settings;
 use crate::common::table::{Cell, Table};
 use crate::common::{cpu_time, memory_peak_mib};
@@ -15,7 +15,7 @@ pub fn run() {
     let kafka = broker();
     let topic = kafka.topic("million", PARTITIONS);
     let target = Target::new(kafka.brokers(), &topic, Settings::LIKE_FOREBAY);
-    let client = Forebay::open(&target, true);
+    let client = Forebay::open(&target, FOREBAY);
     let (start, cpu) = (Instant::now(), cpu_time());
     let refused: u64 = std::thread::scope(|scope| {
         let senders: Vec<_> = (0..THREADS as u32)

@@ -6,7 +6,7 @@
 use crate::input::{Line, read_line, split_key};
 use crate::properties::Properties;
 use crate::report::{Summary, say};
-use clap::ArgGroup;
+use clap::{ArgGroup, ValueEnum};
 use forebay::{CloseReport, Pipeline, SendError, Stats, Topic};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
@@ -39,7 +39,7 @@ Exit status: 0 everything is delivered (or, after a signal, delivered or in the 
 /// reads --properties-file again: a rotated password or certificate.
 #[derive(clap::Args, Debug)]
 #[command(after_help = EXAMPLE)]
-#[command(group = ArgGroup::new("overflow").required(true).args(["wal_dir", "at_most_once"]))]
+#[command(group = ArgGroup::new("log").required(true).args(["wal_dir", "at_most_once"]))]
 pub struct Args {
     /// Brokers to start from: host:port, several separated by commas
     #[arg(long, value_name = "HOST:PORT")]
@@ -59,6 +59,9 @@ pub struct Args {
     /// Oldest a record may get outside Kafka and the log, in ms; 0 journals every record first
     #[arg(long, value_name = "N")]
     loss_window_ms: Option<u64>,
+    /// What happens while lines come faster than Kafka takes them
+    #[arg(long, value_enum, default_value_t = Overflow::Spill)]
+    overflow: Overflow,
     /// What Kafka gets after a signal, in ms, before the rest is left in the log
     #[arg(long, value_name = "N", default_value_t = 5000)]
     close_ms: u64,
@@ -67,6 +70,15 @@ pub struct Args {
     /// Print one JSON object on standard output at the end
     #[arg(long)]
     json: bool,
+}
+
+/// `forebay::Overflow`, in words for the command line.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Overflow {
+    /// Read on, and let the log take them
+    Spill,
+    /// Wait, as long as Kafka answers
+    Wait,
 }
 
 #[derive(Clone, Debug)]
@@ -106,6 +118,10 @@ pub fn run(args: Args) -> Result<ExitCode, Box<dyn Error>> {
     if let Some(ms) = args.loss_window_ms {
         builder = builder.loss_window(Duration::from_millis(ms));
     }
+    builder = builder.overflow(match args.overflow {
+        Overflow::Spill => forebay::Overflow::Spill,
+        Overflow::Wait => forebay::Overflow::Refuse,
+    });
     for (name, value) in args.properties.read()? {
         builder = builder.extra(name, value);
     }

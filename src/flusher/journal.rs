@@ -17,9 +17,14 @@ impl Flusher {
         self.journal_while(|flusher| flusher.seq.next_append(target).is_some())
     }
 
+    /// Whether lanes wait for the sink: it answers, and the user wants that.
+    fn is_answered(&self) -> bool {
+        self.last_look_ns.saturating_sub(self.answered_ns) < self.timing.answer_ns
+    }
+
     /// A lane above its high mark that the hand-over could not free is freed by the log.
     pub(super) fn relieve_lanes(&mut self) {
-        if self.wal.is_none() {
+        if self.wal.is_none() || self.is_answered() {
             return;
         }
         for i in 0..self.lanes.len() {

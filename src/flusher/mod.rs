@@ -111,6 +111,10 @@ pub(crate) struct Flusher {
     /// The sink's state knows of every topic announced; it is to be published.
     announced: bool,
     rebuilding: bool,
+    /// When the sink last acknowledged a record, or had nothing to do.
+    answered_ns: u64,
+    /// The sink didn't take what it was offered last.
+    held_up: bool,
     instance_broken: Option<String>,
     close: Option<u64>,
     last_look_ns: u64,
@@ -300,6 +304,8 @@ impl Flusher {
             stalled_lanes: Vec::new(),
             announced: false,
             rebuilding: false,
+            answered_ns: now_ns,
+            held_up: false,
             instance_broken: None,
             close: None,
             last_look_ns: now_ns,
@@ -359,6 +365,9 @@ impl Flusher {
             self.set_aside_held();
         }
         self.release();
+        if self.seq.span_records() == 0 && !self.held_up {
+            self.answered_ns = now_ns;
+        }
         self.relieve_lanes();
         self.finish(now_ns);
         let sleep_ns = if more { 0 } else { self.sleep_ns(now_ns, &waiting) };
@@ -535,6 +544,9 @@ impl Flusher {
     fn finished(&mut self, now_ns: u64, f: Finished) {
         use crate::sequence::End;
         self.changed = true;
+        if f.end == End::Delivered {
+            self.answered_ns = now_ns;
+        }
         if f.lsn.0.is_multiple_of(16)
             && let (End::Delivered, Some(t)) = (f.end, f.arrival_ns)
         {

@@ -119,12 +119,18 @@ impl Flusher {
                 }
                 Next::Produce { opaque, source, .. } => self.offer(now_ns, opaque, source),
                 Next::Read => self.read_backlog(now_ns),
-                Next::SpanFull | Next::JournalFirst | Next::Idle => return false,
+                Next::SpanFull | Next::JournalFirst | Next::Idle => {
+                    self.held_up = false;
+                    return false;
+                }
             };
             match offer {
                 Offer::Taken => self.changed = true,
                 Offer::Skip => {}
-                Offer::Stop => return false,
+                Offer::Stop => {
+                    self.held_up = true;
+                    return false;
+                }
             }
         }
         true

@@ -91,6 +91,7 @@ impl Rig {
                 flush_records: 100,
                 flush_bytes: 1 << 20,
                 loss_window_ns: Some(1_000 * MS),
+                answer_ns: 0,
             },
             in_flight_max_records: 64,
             in_flight_max_bytes: 1 << 20,

@@ -20,6 +20,9 @@ pub struct Timing {
     pub flush_bytes: u64,
     /// Oldest a record may get that is neither final nor in the log; `None`: never by age.
     pub loss_window_ns: Option<u64>,
+    /// How long the sink may leave what it has unanswered before a lane that fills up is emptied
+    /// into the log; 0: a lane that fills up always is.
+    pub answer_ns: u64,
 }
 
 /// What waits in the lanes at a look.

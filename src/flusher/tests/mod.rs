@@ -5,6 +5,7 @@
 
 mod faults;
 mod full;
+mod overflow;
 
 use super::{Flusher, Parts};
 use crate::clock::Clock;
@@ -115,6 +116,7 @@ impl Machine {
                 flush_records: 20,
                 flush_bytes: 1 << 20,
                 loss_window_ns: Some(60 * MS),
+                answer_ns: 0,
             },
             wal_full,
             in_flight_max_records: 64,
