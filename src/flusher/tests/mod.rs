@@ -5,6 +5,7 @@
 
 mod faults;
 mod full;
+mod held;
 
 use super::{Flusher, Parts};
 use crate::clock::Clock;

@@ -7,10 +7,6 @@
 //! with something in flight is paused: a paused partition doesn't spin, and the reports of what
 //! is in flight still come. After a disconnect the retried messages lie in the paused queue, so
 //! a paused partition is tried again from time to time.
-//!
-//! Where every answer takes long though nothing is wrong, that spin would fill each round trip, or
-//! the pauses would follow each other. There what comes while a request is under way waits here:
-//! it couldn't leave before the answer anyway.
 
 /// The numbers that bound a partition.
 #[derive(Clone, Copy, Debug)]
@@ -25,10 +21,6 @@ pub(super) struct Limits {
     pub turn_bytes: u64,
     /// or nanoseconds, whichever comes first.
     pub turn_ns: u64,
-    /// Whether answers take long from everywhere; then
-    pub is_far: bool,
-    /// what is handed over so long after the first of a request is no longer part of it.
-    pub gather_ns: u64,
     /// A partition without a report for this long, with something in flight, is paused.
     pub silent_ns: u64,
     /// A paused partition is tried again this often,
@@ -36,11 +28,6 @@ pub(super) struct Limits {
     /// for this long.
     pub probe_ns: u64,
 }
-
-/// Answers that take this long come from far away: a busy broker nearby is well below it.
-pub(super) const FAR_NS: u64 = 30_000_000;
-/// What one answer counts for at most: an outage is soon forgotten.
-const WAY_MAX_NS: u64 = 4 * FAR_NS;
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 enum Flow {
@@ -71,43 +58,25 @@ pub(super) struct Partition {
     flow: Flow,
     /// Tries since the last report.
     tries: u32,
-    /// When the first of what is in flight was handed over.
-    begun_ns: u64,
-    /// Reports until that of the marked record, and when it was handed over.
-    marked: u32,
-    marked_ns: u64,
-    /// How long a record takes to its report, smoothed.
-    way_ns: u64,
 }
 
 impl Partition {
     /// Whether a record of `bytes` may be handed over now.
     #[inline]
-    fn has_room(&self, bytes: u64, now_ns: u64, limits: &Limits) -> bool {
+    fn has_room(&self, bytes: u64, limits: &Limits) -> bool {
         self.records == 0
             || (self.flow == Flow::Running
                 && self.records < limits.records_ahead
-                && self.bytes + bytes <= limits.bytes_ahead
-                && !(limits.is_far && self.awaits_answer(now_ns, limits)))
-    }
-
-    /// Whether what comes now would only be queued behind a request under way. When that one is
-    /// large it pays to have the next one ready.
-    fn awaits_answer(&self, now_ns: u64, limits: &Limits) -> bool {
-        now_ns >= self.begun_ns + limits.gather_ns && self.bytes < limits.turn_bytes / 2
+                && self.bytes + bytes <= limits.bytes_ahead)
     }
 
     #[inline]
     fn handed_over(&mut self, bytes: u64, now_ns: u64) {
         if self.records == 0 {
             self.heard_ns = now_ns;
-            self.begun_ns = now_ns;
         }
         self.records += 1;
         self.bytes += bytes;
-        if self.marked == 0 {
-            (self.marked, self.marked_ns) = (self.records, now_ns);
-        }
     }
 
     fn reported(&mut self, bytes: u64, now_ns: u64) {
@@ -115,14 +84,6 @@ impl Partition {
         self.bytes = if self.records == 0 { 0 } else { self.bytes.saturating_sub(bytes) };
         self.heard_ns = now_ns;
         self.tries = 0;
-        // A partition reports in order.
-        if self.marked > 0 {
-            self.marked -= 1;
-            if self.marked == 0 {
-                let way_ns = now_ns.saturating_sub(self.marked_ns).min(WAY_MAX_NS);
-                self.way_ns = (3 * self.way_ns + way_ns) / 4;
-            }
-        }
     }
 
     /// How long this try lasts. A short one costs little; every eighth is long, so that one
@@ -254,10 +215,10 @@ impl Partitions {
 
     /// For a record that asks for `partition` itself, or whose key chose it.
     #[inline]
-    pub fn fixed(&self, partition: i32, bytes: u64, now_ns: u64, limits: &Limits) -> Choice {
+    pub fn fixed(&self, partition: i32, bytes: u64, limits: &Limits) -> Choice {
         match self.all.get(partition as usize) {
             None => Choice::Unknown,
-            Some(p) if p.has_room(bytes, now_ns, limits) => Choice::Partition(partition),
+            Some(p) if p.has_room(bytes, limits) => Choice::Partition(partition),
             Some(_) => Choice::Busy,
         }
     }
@@ -273,7 +234,7 @@ impl Partitions {
         }
         for step in 0..self.all.len() {
             let at = (self.turn + step) % self.all.len();
-            if self.all[at].has_room(bytes, now_ns, limits) {
+            if self.all[at].has_room(bytes, limits) {
                 if step > 0 {
                     self.next_turn(at, now_ns);
                 } else if self.turn_records == 0 {
@@ -339,11 +300,6 @@ impl Partitions {
     /// How many are paused or being tried.
     pub fn silent(&self) -> u32 {
         self.all.iter().filter(|p| p.flow != Flow::Running).count() as u32
-    }
-
-    /// How long the fastest answer takes, of the partitions that owe one.
-    pub fn fastest_ns(&self) -> Option<u64> {
-        self.all.iter().filter(|p| p.records > 0).map(|p| p.way_ns).min()
     }
 
     /// The partition that has been silent longest with something in flight, and since when.

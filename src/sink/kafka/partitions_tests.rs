@@ -8,8 +8,6 @@ const LIMITS: Limits = Limits {
     turn_records: 2,
     turn_bytes: 200,
     turn_ns: 1_000,
-    is_far: false,
-    gather_ns: 3,
     silent_ns: 100,
     probe_every_ns: 500,
     probe_ns: 15,
@@ -31,26 +29,26 @@ fn steps(p: &mut Partitions, now_ns: u64) -> Vec<(i32, Step)> {
 fn a_partition_takes_no_more_than_it_may_run_ahead() {
     let mut p = partitions(1);
     for _ in 0..4 {
-        assert_eq!(p.fixed(0, 50, 0, &LIMITS), Choice::Partition(0));
+        assert_eq!(p.fixed(0, 50, &LIMITS), Choice::Partition(0));
         p.handed_over(0, 50, false, 1);
     }
-    assert_eq!(p.fixed(0, 50, 0, &LIMITS), Choice::Busy, "records");
+    assert_eq!(p.fixed(0, 50, &LIMITS), Choice::Busy, "records");
     p.reported(0, 50, 2);
-    assert_eq!(p.fixed(0, 50, 0, &LIMITS), Choice::Partition(0));
-    assert_eq!(p.fixed(0, 251, 0, &LIMITS), Choice::Busy, "bytes");
+    assert_eq!(p.fixed(0, 50, &LIMITS), Choice::Partition(0));
+    assert_eq!(p.fixed(0, 251, &LIMITS), Choice::Busy, "bytes");
 }
 
 #[test]
 fn one_record_always_fits() {
     let p = partitions(1);
-    assert_eq!(p.fixed(0, 1_000_000, 0, &LIMITS), Choice::Partition(0));
+    assert_eq!(p.fixed(0, 1_000_000, &LIMITS), Choice::Partition(0));
 }
 
 #[test]
 fn a_partition_that_is_not_there_is_unknown() {
     let p = partitions(2);
-    assert_eq!(p.fixed(2, 1, 0, &LIMITS), Choice::Unknown);
-    assert_eq!(p.fixed(i32::MAX, 1, 0, &LIMITS), Choice::Unknown);
+    assert_eq!(p.fixed(2, 1, &LIMITS), Choice::Unknown);
+    assert_eq!(p.fixed(i32::MAX, 1, &LIMITS), Choice::Unknown);
 }
 
 #[test]
@@ -98,7 +96,7 @@ fn silence_pauses_and_a_report_resumes() {
     p.handed_over(1, 10, false, 1_000);
     assert_eq!(steps(&mut p, 1_099), []);
     assert_eq!(steps(&mut p, 1_100), [(1, Step::Pause)]);
-    assert_eq!(p.fixed(1, 10, 0, &LIMITS), Choice::Busy, "nothing is queued on a paused one");
+    assert_eq!(p.fixed(1, 10, &LIMITS), Choice::Busy, "nothing is queued on a paused one");
     assert_eq!((p.silent(), p.longest_silence()), (1, Some((1, 1_000))));
     p.reported(1, 10, 1_150);
     assert_eq!(steps(&mut p, 1_150), [(1, Step::Resume)]);
@@ -189,47 +187,4 @@ fn every_eighth_try_is_a_long_one() {
         }
     }
     assert_eq!(lengths[..9], [15, 15, 15, 15, 15, 15, 15, 120, 15]);
-}
-
-#[test]
-fn where_answers_take_long_little_is_queued_behind_a_request() {
-    let far = Limits { is_far: true, ..LIMITS };
-    let mut p = partitions(1);
-    let room =
-        |p: &Partitions, now_ns, limits: &Limits| p.fixed(0, 10, now_ns, limits) != Choice::Busy;
-    assert!(room(&p, 0, &far));
-    p.handed_over(0, 10, false, 100);
-    assert!(room(&p, 102, &far) && !room(&p, 103, &far), "it is no longer part of the request");
-    assert!(room(&p, 103, &LIMITS), "nearby");
-    p.handed_over(0, 90, false, 102);
-    assert!(room(&p, 103, &far), "behind half a request the next one is made ready");
-    p.reported(0, 10, 150);
-    p.reported(0, 90, 150);
-    assert!(room(&p, 150, &far));
-}
-
-#[test]
-fn how_long_answers_take_is_learnt_from_one_record_at_a_time() {
-    let mut p = partitions(2);
-    assert_eq!(p.fastest_ns(), None);
-    for round in 0..40 {
-        let now = round * FAR_NS;
-        for at in 0..2 {
-            p.handed_over(at, 10, false, now);
-            // Not the marked one.
-            p.handed_over(at, 10, false, now + 1);
-        }
-        p.reported(0, 10, now + 100);
-        p.reported(0, 10, now + 200);
-        p.reported(1, 10, now + FAR_NS + 1_000_000);
-        p.reported(1, 10, now + FAR_NS + 1_000_000);
-    }
-    p.handed_over(1, 10, false, 0);
-    assert!(p.fastest_ns().is_some_and(|ns| ns >= FAR_NS), "{p:?}");
-    p.handed_over(0, 10, false, 0);
-    assert!(p.fastest_ns().is_some_and(|ns| ns <= 100), "the fastest of those that owe");
-    // An outage counts for little.
-    p.reported(0, 10, u64::MAX);
-    p.handed_over(0, 10, false, 0);
-    assert!(p.fastest_ns().is_some_and(|ns| ns <= WAY_MAX_NS / 4 + 100), "{p:?}");
 }
