@@ -98,17 +98,24 @@ fn a_topic_is_deleted_and_made_again_with_fewer_partitions() {
             std::thread::sleep(Duration::from_secs(1));
             oracle.create_topic(stage.topic, 2, &[]).expect("it is made again");
             let start = Instant::now();
-            let ends = || oracle.end_offsets(stage.topic).unwrap_or_default();
-            while start.elapsed() < Duration::from_secs(120) && !ends().iter().all(|n| *n > 0) {
+            let both = || {
+                let ends = oracle.end_offsets(stage.topic).unwrap_or_default();
+                ends.len() == 2 && ends.iter().all(|n| *n > 0)
+            };
+            while start.elapsed() < Duration::from_secs(120) && !both() {
                 std::thread::sleep(Duration::from_millis(100));
             }
             let after = start.elapsed();
             over.store(true, Ordering::Relaxed);
             let (others, longest) = others.join().expect("the others are delivered");
-            assert!(ends().iter().all(|n| *n > 0), "{:?}", stage.pipeline.stats());
+            assert!(both(), "{:?}", stage.pipeline.stats());
+            let held: u64 = stage.pipeline.stats().held.iter().map(|h| h.records).sum();
+            stage.until(|stats| stats.held.is_empty());
             format!(
-                "both partitions of the new one in use after {after:.1?}; the topic beside: \
-                 {others} delivered meanwhile, the longest way {longest:.1?}"
+                "both partitions of the new one in use after {after:.1?}; {held} held then, all \
+                 redriven after {:.1?}; the topic beside: {others} delivered meanwhile, the longest \
+                 way {longest:.1?}",
+                start.elapsed()
             )
         })
     });

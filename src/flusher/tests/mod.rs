@@ -5,6 +5,7 @@
 
 mod faults;
 mod full;
+mod held;
 mod overflow;
 
 use super::{Flusher, Parts};
