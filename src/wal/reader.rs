@@ -61,6 +61,17 @@ impl Reader {
         }
     }
 
+    /// What its cursor has just yielded.
+    fn record(&mut self, at: u64, header: FrameHeader) -> Step {
+        self.skip = false;
+        if let Some(cursor) = &mut self.cursor {
+            self.at.offset = cursor.pos;
+            self.expect = cursor.expect;
+            cursor.skip_unreadable(0);
+        }
+        Step::Record(at, header)
+    }
+
     /// Where it stands: what a new reader from here would yield is what this one would.
     #[must_use]
     pub fn position(&self) -> LogPosition {
@@ -119,6 +130,12 @@ impl Wal {
             reader.cursor = None;
             reader.rewritten = rewritten;
         }
+        if let Some(cursor) = &mut reader.cursor
+            && let Some((at, header)) = cursor.next_record()
+        {
+            // Within the limit that the last look at the segment gave: frames are only added.
+            return reader.record(at, header);
+        }
         loop {
             if reader.ended {
                 match self.turn_page(reader) {
@@ -164,9 +181,7 @@ impl Wal {
                     reader.at.offset = cursor.pos;
                     reader.expect = cursor.expect;
                     if header.is_record() {
-                        reader.skip = false;
-                        cursor.skip_unreadable(0);
-                        return Step::Record(at, header);
+                        return reader.record(at, header);
                     }
                 }
                 Ok(Found::Bad { from, to, lost, met }) => {
