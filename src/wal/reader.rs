@@ -61,17 +61,6 @@ impl Reader {
         }
     }
 
-    /// What its cursor has just yielded.
-    fn record(&mut self, at: u64, header: FrameHeader) -> Step {
-        self.skip = false;
-        if let Some(cursor) = &mut self.cursor {
-            self.at.offset = cursor.pos;
-            self.expect = cursor.expect;
-            cursor.skip_unreadable(0);
-        }
-        Step::Record(at, header)
-    }
-
     /// Where it stands: what a new reader from here would yield is what this one would.
     #[must_use]
     pub fn position(&self) -> LogPosition {
@@ -110,7 +99,11 @@ impl Wal {
 
     /// What comes next. The record's bytes can be used until the next call.
     pub fn read_next<'r>(&self, reader: &'r mut Reader) -> ReadItem<'r> {
-        match self.step(reader) {
+        let step = match self.next_good(reader) {
+            Some((at, header)) => Step::Record(at, header),
+            None => self.step(reader),
+        };
+        match step {
             Step::Damage { records_lost, bytes, why } => {
                 ReadItem::Damage { records_lost, bytes, why }
             }
@@ -123,18 +116,28 @@ impl Wal {
         }
     }
 
+    /// The next record where it is a good one of the same segment.
+    #[inline(always)]
+    fn next_good(&self, reader: &mut Reader) -> Option<(u64, FrameHeader)> {
+        if reader.rewritten != self.segments_rewritten() {
+            return None;
+        }
+        // Within the limit that the last look at the segment gave: frames are only added.
+        let cursor = reader.cursor.as_mut()?;
+        let found = cursor.next_record()?;
+        cursor.skip_unreadable(0);
+        reader.skip = false;
+        reader.at.offset = cursor.pos;
+        reader.expect = cursor.expect;
+        Some(found)
+    }
+
     fn step(&self, reader: &mut Reader) -> Step {
         let rewritten = self.segments_rewritten();
         if reader.rewritten != rewritten {
             // The name leads to another file now; what stands behind the old one may rot.
             reader.cursor = None;
             reader.rewritten = rewritten;
-        }
-        if let Some(cursor) = &mut reader.cursor
-            && let Some((at, header)) = cursor.next_record()
-        {
-            // Within the limit that the last look at the segment gave: frames are only added.
-            return reader.record(at, header);
         }
         loop {
             if reader.ended {
@@ -181,7 +184,9 @@ impl Wal {
                     reader.at.offset = cursor.pos;
                     reader.expect = cursor.expect;
                     if header.is_record() {
-                        return reader.record(at, header);
+                        reader.skip = false;
+                        cursor.skip_unreadable(0);
+                        return Step::Record(at, header);
                     }
                 }
                 Ok(Found::Bad { from, to, lost, met }) => {
