@@ -26,6 +26,8 @@
 #![allow(missing_docs, clippy::print_stdout)]
 
 mod common;
+#[path = "wal/scan.rs"]
+mod scan_floors;
 
 use common::{Runs, env, histogram, is_quick, log_dir, tick, words};
 use forebay::record::{ANY_PARTITION, Lsn, RecordView, Shape, TopicId};
@@ -413,6 +415,9 @@ fn main() {
     println!("{megabytes} MB of values each, {rounds} rounds interleaved: median (least-most)");
     if words().iter().any(|w| w == "latency") {
         return latencies(quick);
+    }
+    if words().iter().any(|w| w == "scan") {
+        return [256, 1024].iter().for_each(|b| scan_floors::scans(*b, megabytes, rounds));
     }
     for bytes in [256, 1024] {
         throughput(bytes, megabytes, rounds);

@@ -12,8 +12,9 @@
 
 use super::format::{
     FRAME_HEADER_BYTES, FrameHeader, FrameKind, HEADER_AREA_BYTES, LocalTopics, SegmentHeader,
-    SegmentKind, TOPICS_PER_SEGMENT_MAX, get_u64, pad8,
+    SegmentKind, TOPICS_PER_SEGMENT_MAX, get_u64, pad8, zeroes_in_front,
 };
+use super::prefetch::prefetch;
 use super::storage::{StorageFile, Window};
 use super::verdict::Met;
 use crate::topics::TopicTable;
@@ -22,8 +23,9 @@ use std::sync::Arc;
 
 /// What is read at once where a larger read fails, and what is passed when it can't be read.
 const PAGE_BYTES: u64 = 4096;
-/// Bytes of a window: enough that making one doesn't show, little enough that it stays in cache.
-const WINDOW_BYTES: usize = 2 << 20;
+/// Windows begin and end at multiples of this, where the file does: a piece of the page cache of
+/// this size is then mapped at once, where the filesystem keeps such pieces.
+const WINDOW_BYTES: u64 = 2 << 20;
 
 /// What a cursor met.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -140,10 +142,57 @@ impl Cursor {
     }
 
     /// The next frame, bad range or the end. On an error nothing has moved.
+    #[inline]
     pub fn next(&mut self) -> io::Result<Found> {
+        match self.next_record() {
+            Some((at, header)) => Ok(Found::Frame(at, header)),
+            None => self.next_found(),
+        }
+    }
+
+    /// The next frame when it is a good record whose bytes are held: nearly every one is, and
+    /// needs nothing of what the table of verdicts is for. `None` says that it isn't, and nothing
+    /// has moved.
+    // Inlined, and what it calls: a header that is handed on is stored in small pieces and loaded
+    // again in large ones, which waits for the stores; in registers it is not.
+    #[inline(always)]
+    pub fn next_record(&mut self) -> Option<(u64, FrameHeader)> {
+        let at = self.pos;
+        if self.sealed || !self.holes.is_empty() {
+            return None;
+        }
+        let held = self.held();
+        let from = usize::try_from(at.checked_sub(self.buf_at)?).ok()?;
+        let bytes = held.get(from..)?;
+        let header = FrameHeader::decode(bytes)?;
+        let frame = bytes.get(..header.length as usize)?;
+        if self.window.is_some() {
+            // From memory, and the processor looks ahead to the end of a page only.
+            prefetch(frame.as_ptr().wrapping_add(frame.len()), frame.len());
+        }
+        let is_good = header.is_record()
+            && header.length <= self.header.frame_bytes_max
+            && at + u64::from(header.length) <= self.limit
+            && self.fits(&header, 0)
+            && self.topics.get(header.topic as usize).is_some_and(Option::is_some)
+            && header.crc_holds(self.header.salt, frame)
+            && !self.is_torn();
+        if !is_good {
+            return None;
+        }
+        self.pass(at, &header);
+        Some((at, header))
+    }
+
+    fn is_torn(&self) -> bool {
+        self.window.as_ref().is_some_and(|w| w.is_torn())
+    }
+
+    /// The same without the short way of [`Cursor::next_record`].
+    pub fn next_found(&mut self) -> io::Result<Found> {
         let before = (self.pos, self.expect, self.lsn_min, self.sealed);
         let found = self.step();
-        if self.window.as_ref().is_some_and(|w| w.is_torn()) {
+        if self.is_torn() {
             // What was found may not be in the file: once more, by reads.
             (self.pos, self.expect, self.lsn_min, self.sealed) = before;
             (self.windows, self.window) = (false, None);
@@ -184,30 +233,33 @@ impl Cursor {
     }
 
     fn accept(&mut self, at: u64, header: FrameHeader) -> Found {
-        let next = (at + header.stride()).min(self.limit);
+        let from = at;
+        let to = self.pass(at, &header);
         match header.kind {
             FrameKind::Topic => self.name_topic(at, &header),
             FrameKind::Seal => self.sealed = true,
             FrameKind::Void => {}
             FrameKind::Record | FrameKind::SetAside => {
-                self.pos = next;
-                self.expect = Some(header.frame_number.saturating_add(1));
-                if self.header.kind == SegmentKind::Main {
-                    self.lsn_min = header.lsn.saturating_add(1);
-                }
                 let named = self.topics.get(header.topic as usize).is_some_and(Option::is_some);
                 if !named {
-                    return Found::Bad {
-                        from: at,
-                        to: next,
-                        lost: Some(1),
-                        met: Met::UnknownTopic,
-                    };
+                    return Found::Bad { from, to, lost: Some(1), met: Met::UnknownTopic };
                 }
             }
         }
-        self.pos = next;
         Found::Frame(at, header)
+    }
+
+    /// Moves behind a good frame; returns where that is.
+    #[inline(always)]
+    fn pass(&mut self, at: u64, header: &FrameHeader) -> u64 {
+        if header.is_record() {
+            self.expect = Some(header.frame_number.saturating_add(1));
+            if self.header.kind == SegmentKind::Main {
+                self.lsn_min = header.lsn.saturating_add(1);
+            }
+        }
+        self.pos = (at + header.stride()).min(self.limit);
+        self.pos
     }
 
     fn name_topic(&mut self, at: u64, header: &FrameHeader) {
@@ -271,6 +323,7 @@ impl Cursor {
     }
 
     /// Whether a frame behind `gap_bytes` of no frames may have this number, LSN and topic.
+    #[inline(always)]
     fn fits(&self, header: &FrameHeader, gap_bytes: u64) -> bool {
         let records_at_most = gap_bytes / FRAME_HEADER_BYTES as u64;
         let number_fits = self.expect.is_none_or(|n| {
@@ -296,9 +349,7 @@ impl Cursor {
             if bytes.is_empty() {
                 return Ok(self.hole_at(pos).filter(|_| pos < self.limit).map(|_| pos));
             }
-            let blocks = bytes.chunks_exact(64).take_while(|b| **b == [0; 64]).count();
-            let words = bytes[blocks * 64..].chunks(8).take_while(|w| w.iter().all(|b| *b == 0));
-            let zeroes = (blocks * 64 + words.count() * 8).min(bytes.len());
+            let zeroes = zeroes_in_front(bytes);
             if zeroes < bytes.len() {
                 return Ok(Some(pos + zeroes as u64));
             }
@@ -343,17 +394,18 @@ impl Cursor {
         self.window.as_ref().map_or(&self.buf, |w| w.bytes())
     }
 
-    /// Moves the window to `at`; false when the bytes have to be read.
+    /// Moves the window over `at`; false when the bytes have to be read.
     fn look(&mut self, at: u64, want: usize, left: u64) -> bool {
         self.window = None;
         if !self.windows {
             return false;
         }
-        let room = (want.max(WINDOW_BYTES) as u64).min(left) as usize;
-        self.window = self.file.window(at, room);
+        let from = at / WINDOW_BYTES * WINDOW_BYTES;
+        let to = (at + want as u64).next_multiple_of(WINDOW_BYTES).min(at + left);
+        self.window = self.file.window(from, (to - from) as usize);
         self.windows = self.window.is_some();
         self.buf.clear();
-        self.buf_at = at;
+        self.buf_at = from;
         self.windows
     }
 

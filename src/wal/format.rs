@@ -173,6 +173,13 @@ pub(super) const fn pad8(n: u64) -> u64 {
     n.div_ceil(8) * 8
 }
 
+/// How many zero bytes stand in front, in whole words of 8 but at the end.
+pub(super) fn zeroes_in_front(bytes: &[u8]) -> usize {
+    let blocks = bytes.chunks_exact(64).take_while(|b| **b == [0; 64]).count();
+    let words = bytes[blocks * 64..].chunks(8).take_while(|w| w.iter().all(|b| *b == 0));
+    (blocks * 64 + words.count() * 8).min(bytes.len())
+}
+
 /// What a segment is for.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum SegmentKind {
@@ -399,8 +406,10 @@ impl FrameHeader {
     }
 
     /// Reads a header whose fields agree with each other; the CRC isn't looked at.
+    #[inline(always)]
     pub fn decode(b: &[u8]) -> Option<FrameHeader> {
-        let b = b.get(..FRAME_HEADER_BYTES)?;
+        // Of a known length, so that no field's place is checked again.
+        let b: &[u8; FRAME_HEADER_BYTES] = b.first_chunk()?;
         let kind = match b[at::KIND] {
             1 => FrameKind::Record,
             2 => FrameKind::Topic,
@@ -450,11 +459,15 @@ impl FrameHeader {
     }
 
     /// Whether the CRC holds over a whole frame's bytes, `length` of them.
+    #[inline(always)]
     pub fn crc_holds(&self, salt: u32, frame: &[u8]) -> bool {
         let covered = if self.kind == FrameKind::Void { FRAME_HEADER_BYTES } else { frame.len() };
-        let mut crc = crc32fast::Hasher::new_with_initial(salt);
-        crc.update(&frame[..at::CRC]);
-        crc.update(&frame[at::LSN..covered]);
+        // What it covers is in two pieces, with the CRC itself between them. A CRC begins with
+        // its seed XORed into the first four bytes: a seed that turns the CRC's bytes, which
+        // stand right before the second piece, into those of the length makes it one piece.
+        let seed = salt ^ self.length ^ self.crc;
+        let mut crc = crc32fast::Hasher::new_with_initial(seed);
+        crc.update(frame.get(at::CRC..covered).unwrap_or(&[]));
         crc.finalize() == self.crc
     }
 

@@ -16,17 +16,13 @@
 //! appends before it says that an append failed, and loaded (Acquire) after each sync.
 
 use super::guard::Guarded;
+use super::prefetch::prefetch;
 use memmap2::{Advice, MmapOptions, MmapRaw};
 use std::fs::File;
 use std::io;
 use std::sync::Arc;
 // A file's bytes are not memory that loom models: std's atomics, always.
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-
-/// How far behind a frame's end the lines lie that are asked for.
-const PREFETCH_AHEAD_BYTES: usize = 2048;
-/// Longer frames are left to the processor's own prefetching.
-const PREFETCH_FRAME_BYTES_MAX: usize = 2048;
 
 pub(super) struct Mapping {
     /// Before `map`: nothing is watched that isn't mapped any more.
@@ -124,22 +120,10 @@ impl Mapping {
             }
             AtomicU64::from_ptr(frame.cast()).store(word.to_le(), Ordering::Release);
         }
-        self.prefetch(at + len, len);
+        // Stores to memory that isn't in cache fill the store buffer, and everything after them
+        // waits.
+        prefetch(self.map.as_ptr().wrapping_add(at + len), len);
         self.check()
-    }
-
-    /// Asks for the cache lines of a frame to come, behind `end`: stores to memory that isn't in
-    /// cache fill the store buffer, and everything after them waits.
-    fn prefetch(&self, end: usize, len: usize) {
-        #[cfg(target_arch = "x86_64")]
-        if len <= PREFETCH_FRAME_BYTES_MAX {
-            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-            let from = self.map.as_mut_ptr().wrapping_add(end + PREFETCH_AHEAD_BYTES);
-            for line in 0..len.div_ceil(64) {
-                // SAFETY: a hint that touches no memory; any address will do.
-                unsafe { _mm_prefetch::<_MM_HINT_T0>(from.wrapping_add(line * 64).cast()) };
-            }
-        }
     }
 
     /// Faults the range's pages in for writing, or says why that can't be. `Unsupported` when

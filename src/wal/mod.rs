@@ -26,6 +26,7 @@ mod log;
 mod mapping;
 mod memory_storage;
 mod open;
+mod prefetch;
 mod reader;
 mod recover;
 mod redrive;

@@ -99,7 +99,11 @@ impl Wal {
 
     /// What comes next. The record's bytes can be used until the next call.
     pub fn read_next<'r>(&self, reader: &'r mut Reader) -> ReadItem<'r> {
-        match self.step(reader) {
+        let step = match self.next_good(reader) {
+            Some((at, header)) => Step::Record(at, header),
+            None => self.step(reader),
+        };
+        match step {
             Step::Damage { records_lost, bytes, why } => {
                 ReadItem::Damage { records_lost, bytes, why }
             }
@@ -110,6 +114,22 @@ impl Wal {
                 None => ReadItem::CaughtUp,
             },
         }
+    }
+
+    /// The next record where it is a good one of the same segment.
+    #[inline(always)]
+    fn next_good(&self, reader: &mut Reader) -> Option<(u64, FrameHeader)> {
+        if reader.rewritten != self.segments_rewritten() {
+            return None;
+        }
+        // Within the limit that the last look at the segment gave: frames are only added.
+        let cursor = reader.cursor.as_mut()?;
+        let found = cursor.next_record()?;
+        cursor.skip_unreadable(0);
+        reader.skip = false;
+        reader.at.offset = cursor.pos;
+        reader.expect = cursor.expect;
+        Some(found)
     }
 
     fn step(&self, reader: &mut Reader) -> Step {

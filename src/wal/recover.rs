@@ -30,7 +30,7 @@
 use super::checkpoint::{CheckpointData, Manifest, SLOTS, read_slots};
 use super::format::{
     HEADER_AREA_BYTES, HeaderVerdict, NEWER_DIR, QUARANTINE_DIR, SET_ASIDE_DIR, SegmentHeader,
-    SegmentKind, number_of, segment_name,
+    SegmentKind, number_of, segment_name, zeroes_in_front,
 };
 use super::hints::elect;
 use super::reader::SegmentInfo;
@@ -473,7 +473,7 @@ pub(super) fn is_zero(file: &dyn StorageFile, mut at: u64, len: u64) -> io::Resu
         if read == 0 {
             break;
         }
-        if buf[..read].iter().any(|b| *b != 0) {
+        if zeroes_in_front(&buf[..read]) < read {
             return Ok(false);
         }
         at += read as u64;

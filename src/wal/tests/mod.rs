@@ -15,6 +15,7 @@ mod guard;
 mod log;
 mod repair;
 mod regress;
+mod short_way;
 mod stops;
 mod verdicts;
 
