@@ -3,11 +3,11 @@
 use super::arena::Arena;
 use super::options::LaneOptions;
 use super::orderings::{Point, acquire, release};
-use super::queue::Queue;
+use super::slots::{Descriptor, NULL, PADDING, Stamp};
 use super::thread_id;
-use super::word::{SEQ_MASK, UNIT_BYTES, Word};
+use super::word::{SEQ_MASK, UNIT_BYTES, Word, units_of};
 use crate::error::SendError;
-use crate::record::{ANY_PARTITION, HEADERS_MAX, Header, Shape, TopicId};
+use crate::record::{ANY_PARTITION, HEADERS_MAX, Header, TopicId};
 use crate::sync::{AtomicBool, AtomicU64, Ordering};
 use std::io;
 use std::sync::Arc;
@@ -34,30 +34,6 @@ pub struct OutRecord<'a> {
     pub receipt: u32,
 }
 
-/// What goes through the queue: where a frame lies, and everything about it but its bytes.
-#[derive(Clone, Copy)]
-pub(super) struct Descriptor {
-    pub(super) timestamp_ms: i64,
-    pub(super) topic: TopicId,
-    pub(super) partition: i32,
-    /// The unit at which the body begins, within the lane's arena.
-    pub(super) at: u32,
-    /// Units reserved, those skipped at the arena's end included; [`PADDING`] may be set.
-    pub(super) span: u32,
-    pub(super) seq: u32,
-    pub(super) headers_len: u32,
-    /// [`NULL`] for none.
-    pub(super) key_len: u32,
-    /// [`NULL`] for none.
-    pub(super) value_len: u32,
-    pub(super) receipt: u32,
-}
-
-/// A key's or value's length when it is null.
-pub(super) const NULL: u32 = u32::MAX;
-/// Set in a descriptor's `span` when the frame holds no record.
-pub(super) const PADDING: u32 = 1 << 31;
-
 /// On a pair of cache lines of its own: the hardware fetches lines in pairs.
 #[repr(align(128))]
 pub(super) struct Padded<T>(pub(super) T);
@@ -67,10 +43,11 @@ pub(super) struct Lane {
     pub(super) reservation: Padded<AtomicU64>,
     /// What the drain has given back. Written by the drain.
     pub(super) credits: Padded<AtomicU64>,
-    pub(super) queue: Queue<Descriptor>,
     refused: Padded<[AtomicU64; SEND_ERRORS]>,
     /// Where its bytes begin in the arena.
     begin: usize,
+    /// The number of its first slot.
+    first_slot: usize,
     units: u32,
     slots: u32,
 }
@@ -91,38 +68,39 @@ impl Lane {
         has_room.then_some(((offset + skip) & (self.units - 1), span))
     }
 
-    /// One try; `None` when the lane is closed, has no room, or when somebody was faster.
+    /// One try for what nearly every send meets: an open lane, with room before the arena's end.
+    /// `None` leaves everything else to [`Lanes::reserve_again`].
     #[inline]
-    fn try_reserve(&self, units: u32, seen: Word, credits: Word) -> Option<Reserved> {
-        let (at, span) = self.room(units, seen, credits)?;
-        if seen.is_closed() {
+    fn reserve_plain(&self, units: u32) -> Option<Reserved> {
+        let seen = Word(self.reservation.0.load(Ordering::Relaxed));
+        let credits = Word(self.credits.0.load(acquire(Point::CreditsToReserve)));
+        let at = seen.position() & (self.units - 1);
+        // In 64 bits: see `room`.
+        let used_units = u64::from(seen.units_since(credits)) + u64::from(units);
+        let is_plain = used_units <= u64::from(self.units)
+            && at + units <= self.units
+            && seen.records_since(credits) < self.slots
+            && !seen.is_closed();
+        if !is_plain {
             return None;
         }
-        let next = Word::new(seen.position().wrapping_add(span), seen.seq().wrapping_add(1));
+        self.exchange(seen, Reserved { at, span: units, seq: seen.seq() })
+    }
+
+    #[inline]
+    fn exchange(&self, seen: Word, reserved: Reserved) -> Option<Reserved> {
+        let next = seen.after(reserved.span);
         self.reservation
             .0
             .compare_exchange(seen.0, next.0, Ordering::Relaxed, Ordering::Relaxed)
             .ok()
-            .map(|_| Reserved { at, span, seq: seen.seq() })
+            .map(|_| reserved)
     }
 
+    /// The number of a sequence's slot.
     #[inline]
-    fn publish(&self, descriptor: Descriptor) {
-        if let Err(back) = self.queue.push(descriptor) {
-            self.publish_again(back);
-        }
-    }
-
-    /// The slot credit makes a push succeed (see the room's page). Should a future queue break
-    /// that, the record waits for the drain's next pop instead of being lost.
-    #[cold]
-    #[inline(never)]
-    fn publish_again(&self, mut descriptor: Descriptor) {
-        debug_assert!(false, "a push with a slot credit found the queue full");
-        while let Err(back) = self.queue.push(descriptor) {
-            descriptor = back;
-            std::hint::spin_loop();
-        }
+    pub(super) fn slot(&self, seq: u32) -> usize {
+        self.first_slot + (seq & (self.slots - 1)) as usize
     }
 
     #[cold]
@@ -169,15 +147,15 @@ impl Lanes {
         let lane = |number: usize| Lane {
             reservation: Padded(AtomicU64::new(word)),
             credits: Padded(AtomicU64::new(word)),
-            queue: Queue::new(options.lane_slots),
             refused: Padded(std::array::from_fn(|_| AtomicU64::new(0))),
             begin: number * options.lane_bytes,
+            first_slot: number * options.lane_slots,
             units: (options.lane_bytes / UNIT_BYTES) as u32,
             slots: options.lane_slots as u32,
         };
         Ok(Arc::new(Lanes {
             lanes: (0..options.lanes).map(lane).collect(),
-            arena: Arena::new(options.lanes * options.lane_bytes)?,
+            arena: Arena::new(options.lanes * options.lane_bytes, options.lanes * options.lane_slots)?,
             options: *options,
             start,
             stopped: AtomicBool::new(false),
@@ -252,18 +230,16 @@ impl Lanes {
 
     #[inline]
     fn send_on(&self, lane: &Lane, r: &OutRecord<'_>) -> Result<(), SendError> {
-        let value_len = r.value.map_or(0, <[u8]>::len);
-        let headers_len = self.check(lane, r, value_len)?;
-        let key = r.key.unwrap_or(&[]);
         let value = r.value.unwrap_or(&[]);
-        let body_len = headers_len + key.len() + value_len;
+        let (headers_len, body_len) = self.check(lane, r, value.len())?;
         let reserved = self.reserve(lane, body_len)?;
         // SAFETY: the range was just reserved, and `check` has seen that this is no fork.
         let body = unsafe { self.body_mut(lane, reserved, body_len) };
-        let rest = fill_front(body, r.headers, key);
-        rest.copy_from_slice(value);
-        let value_len = if r.value.is_some() { value_len as u32 } else { NULL };
-        lane.publish(describe(r, reserved, headers_len as u32, value_len));
+        fill_front(body, r).copy_from_slice(value);
+        let value_len = if r.value.is_some() { value.len() as u32 } else { NULL };
+        let descriptor = describe(r, reserved, headers_len as u32, value_len);
+        // SAFETY: as above; it is published here and nowhere else.
+        unsafe { self.publish(lane, reserved, Stamp::of(reserved.seq), descriptor) };
         self.prefetch_next(lane, reserved, body_len);
         Ok(())
     }
@@ -275,16 +251,21 @@ impl Lanes {
         len_max: usize,
         f: impl FnOnce(&mut [u8]) -> usize,
     ) -> Result<(), SendError> {
-        let headers_len = self.check(lane, meta, len_max)?;
-        let key = meta.key.unwrap_or(&[]);
-        let body_len = headers_len + key.len() + len_max;
+        // `len_max` is the caller's number, not the length of anything: what is too large anyway is
+        // cut, so that sums can't overflow.
+        let room_len = len_max.min(self.options.record_bytes_max.saturating_add(1));
+        let (headers_len, body_len) = self.check(lane, meta, room_len)?;
         let reserved = self.reserve(lane, body_len)?;
-        let mut open = Open { lane, descriptor: describe(meta, reserved, 0, NULL) };
+        let mut open =
+            Open { lanes: self, lane, reserved, descriptor: describe(meta, reserved, 0, NULL) };
         open.descriptor.span |= PADDING;
         // SAFETY: the range was just reserved, and `check` has seen that this is no fork. `open`
         // publishes it only after `body` is gone.
         let body = unsafe { self.body_mut(lane, reserved, body_len) };
-        let value_len = f(fill_front(body, meta.headers, key));
+        let value_len = f(fill_front(body, meta));
+        if self.arena.is_forked() {
+            return Err(lane.refuse(SendError::Forked));
+        }
         if value_len > len_max {
             drop(open);
             return Err(lane.refuse(SendError::BadLength));
@@ -293,50 +274,65 @@ impl Lanes {
         open.descriptor.headers_len = headers_len as u32;
         open.descriptor.value_len = value_len as u32;
         drop(open);
-        self.prefetch_next(lane, reserved, headers_len + key.len() + value_len);
+        self.prefetch_next(lane, reserved, body_len);
         Ok(())
     }
 
-    /// Asks for the cache lines of a next record as long as this one. They were last in the
-    /// drain's cache, and a push waits until the record's bytes are stored; now nobody waits.
+    /// # Safety
+    /// `reserved` is this thread's, on `lane`, not yet published, `stamp` names it, and this process
+    /// is no fork.
+    #[inline]
+    unsafe fn publish(&self, lane: &Lane, reserved: Reserved, stamp: Stamp, d: Descriptor) {
+        // SAFETY: the caller's promise. The slot is the lane's, and a reserved sequence has it
+        // alone: the one that had it a lap before was given back (`lane_slots` in `room`).
+        unsafe { self.arena.slot(lane.slot(reserved.seq)).publish(stamp, d) };
+    }
+
+    /// Asks for the cache lines of a next record as long as this one, and of its slot. They were
+    /// last in the drain's cache, and the next reservation waits until these stores are done.
     #[inline]
     fn prefetch_next(&self, lane: &Lane, reserved: Reserved, body_len: usize) {
         let next = lane.begin + (reserved.at + reserved.span) as usize * UNIT_BYTES;
-        self.arena.prefetch(next, body_len);
+        self.arena.prefetch(next, body_len, lane.slot(reserved.seq.wrapping_add(1)));
     }
 
-    /// Checks everything but the room; returns the bytes of the encoded headers. After it, the
-    /// body's length is at most `record_bytes_max`, and this process is no fork.
+    /// Checks everything but the room; returns the bytes of the encoded headers and of the body.
+    /// After it, the latter are at most `record_bytes_max`, and this process is no fork.
     #[inline]
-    fn check(&self, lane: &Lane, r: &OutRecord<'_>, value_len: usize) -> Result<usize, SendError> {
+    fn check(
+        &self,
+        lane: &Lane,
+        r: &OutRecord<'_>,
+        value_len: usize,
+    ) -> Result<(usize, usize), SendError> {
+        let mut headers_len = 0;
+        if self.arena.is_forked() || r.partition < ANY_PARTITION || !r.headers.is_empty() {
+            headers_len = self.check_rare(lane, r)?;
+        }
+        let body_len = headers_len + r.key.map_or(0, <[u8]>::len) + value_len;
+        if body_len > self.options.record_bytes_max {
+            return Err(lane.refuse(SendError::TooLarge));
+        }
+        Ok((headers_len, body_len))
+    }
+
+    #[inline(never)]
+    fn check_rare(&self, lane: &Lane, r: &OutRecord<'_>) -> Result<usize, SendError> {
         if self.arena.is_forked() {
             return Err(lane.refuse(SendError::Forked));
         }
         if r.partition < ANY_PARTITION {
             return Err(lane.refuse(SendError::BadPartition));
         }
-        let headers_len = if r.headers.is_empty() {
-            0
-        } else {
-            headers_len(r.headers).ok_or_else(|| lane.refuse(SendError::BadHeader))?
-        };
-        // Saturating: `len_max` is the caller's number, not the length of anything.
-        let body_len =
-            value_len.saturating_add(headers_len.saturating_add(r.key.map_or(0, <[u8]>::len)));
-        if body_len > self.options.record_bytes_max {
-            return Err(lane.refuse(SendError::TooLarge));
-        }
-        Ok(headers_len)
+        headers_len(r.headers).ok_or_else(|| lane.refuse(SendError::BadHeader))
     }
 
     /// Takes a range for `body_len` bytes, a sequence number and a slot, or says why not.
     #[inline]
     fn reserve(&self, lane: &Lane, body_len: usize) -> Result<Reserved, SendError> {
-        let units = body_len.div_ceil(UNIT_BYTES) as u32;
-        let seen = lane.reservation.0.load(Ordering::Relaxed);
-        let credits = lane.credits.0.load(acquire(Point::CreditsToReserve));
+        let units = units_of(body_len);
         // One try here, all others out of line: a loop would make every send keep more at hand.
-        match lane.try_reserve(units, Word(seen), Word(credits)) {
+        match lane.reserve_plain(units) {
             Some(reserved) => Ok(reserved),
             None => self.reserve_again(lane, units),
         }
@@ -355,13 +351,17 @@ impl Lanes {
                 return Err(lane.refuse(reason));
             }
             let credits = Word(lane.credits.0.load(acquire(Point::CreditsToRetry)));
-            if let Some(reserved) = lane.try_reserve(units, seen, credits) {
-                return Ok(reserved);
-            }
-            if lane.room(units, seen, credits).is_none()
-                && lane.reservation.0.load(Ordering::Relaxed) == seen.0
-            {
-                return Err(lane.refuse(SendError::Full));
+            match lane.room(units, seen, credits) {
+                Some((at, span)) => {
+                    let reserved = Reserved { at, span, seq: seen.seq() };
+                    if let Some(reserved) = lane.exchange(seen, reserved) {
+                        return Ok(reserved);
+                    }
+                }
+                None if lane.reservation.0.load(Ordering::Relaxed) == seen.0 => {
+                    return Err(lane.refuse(SendError::Full));
+                }
+                None => {}
             }
         }
     }
@@ -431,13 +431,29 @@ impl std::fmt::Debug for Lanes {
 /// A reserved frame whose closure may panic: dropped, it is published, as padding unless the
 /// closure came back with a length.
 struct Open<'a> {
+    lanes: &'a Lanes,
     lane: &'a Lane,
+    reserved: Reserved,
     descriptor: Descriptor,
 }
 
 impl Drop for Open<'_> {
+    #[inline]
     fn drop(&mut self) {
-        self.lane.publish(self.descriptor);
+        // The closure may have forked: a child has no slots.
+        if self.lanes.arena.is_forked() {
+            return;
+        }
+        // Whatever this thread has sent meanwhile lies below this sequence.
+        let head = Word(self.lane.reservation.0.load(Ordering::Relaxed)).seq();
+        let seq = self.reserved.seq;
+        let stamp = if head == seq.wrapping_add(1) & SEQ_MASK {
+            Stamp::of(seq)
+        } else {
+            Stamp::behind(seq, head)
+        };
+        // SAFETY: `reserved` is this frame's alone and published here only; no fork.
+        unsafe { self.lanes.publish(self.lane, self.reserved, stamp, self.descriptor) };
     }
 }
 
@@ -449,7 +465,6 @@ fn describe(r: &OutRecord<'_>, reserved: Reserved, headers_len: u32, value_len: 
         partition: r.partition,
         at: reserved.at,
         span: reserved.span,
-        seq: reserved.seq,
         headers_len,
         key_len: r.key.map_or(NULL, |key| key.len() as u32),
         value_len,
@@ -457,27 +472,20 @@ fn describe(r: &OutRecord<'_>, reserved: Reserved, headers_len: u32, value_len: 
     }
 }
 
-impl Descriptor {
-    pub(super) fn shape(&self) -> Shape {
-        let len = |len| if len == NULL { None } else { Some(len) };
-        Shape {
-            headers_len: self.headers_len,
-            key_len: len(self.key_len),
-            value_len: len(self.value_len),
-        }
-    }
-}
-
 /// Writes headers and key to the front of a body and returns the rest.
 #[inline]
-fn fill_front<'b>(body: &'b mut [u8], headers: &[Header<'_>], key: &[u8]) -> &'b mut [u8] {
+fn fill_front<'b>(body: &'b mut [u8], r: &OutRecord<'_>) -> &'b mut [u8] {
     let mut rest = body;
-    for header in headers {
+    for header in r.headers {
         let len = header.encode(rest);
         rest = &mut rest[len..];
     }
-    let (front, rest) = rest.split_at_mut(key.len());
-    front.copy_from_slice(key);
+    // Not a copy of nothing: that is a call, too.
+    if let Some(key) = r.key.filter(|key| !key.is_empty()) {
+        let (front, behind) = rest.split_at_mut(key.len());
+        front.copy_from_slice(key);
+        rest = behind;
+    }
     rest
 }
 
