@@ -113,22 +113,23 @@ impl Arena {
         unsafe { std::slice::from_raw_parts_mut(self.base.add(offset), len) }
     }
 
-    /// Asks for the cache lines of `len` bytes at `offset` and for that of a slot, to write: nothing
-    /// is touched, and any place will do. At least four lines are asked for, and at most eight.
+    /// Asks for the cache lines of `len` bytes at `offset` and for that of the slot behind `slot`, to
+    /// write: nothing is touched, and any place will do. At least four lines are asked for, and at
+    /// most eight.
     #[inline]
-    pub(super) fn prefetch(&self, offset: usize, len: usize, slot: usize) {
+    pub(super) fn prefetch(&self, offset: usize, len: usize, slot: &Slot) {
         #[cfg(all(target_arch = "x86_64", not(any(loom, miri))))]
         {
             let at = self.base.wrapping_add(offset);
             // SAFETY: hints, which change nothing that a program can see.
             unsafe {
                 std::arch::asm!(
-                    "prefetchw [{slot}]",
+                    "prefetchw [{slot} + 64]",
                     "prefetchw [{at}]",
                     "prefetchw [{at} + 64]",
                     "prefetchw [{at} + 128]",
                     "prefetchw [{at} + 192]",
-                    slot = in(reg) self.slots.wrapping_add(slot),
+                    slot = in(reg) slot,
                     at = in(reg) at,
                     options(nostack, preserves_flags, readonly)
                 );

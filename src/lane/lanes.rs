@@ -3,7 +3,7 @@
 use super::arena::Arena;
 use super::options::LaneOptions;
 use super::orderings::{Point, acquire, release};
-use super::slots::{Descriptor, NULL, PADDING, Stamp};
+use super::slots::{Descriptor, NULL, PADDING, Slot, Stamp};
 use super::thread_id;
 use super::word::{SEQ_MASK, UNIT_BYTES, Word, units_of};
 use crate::error::SendError;
@@ -230,17 +230,50 @@ impl Lanes {
 
     #[inline]
     fn send_on(&self, lane: &Lane, r: &OutRecord<'_>) -> Result<(), SendError> {
-        let value = r.value.unwrap_or(&[]);
-        let (headers_len, body_len) = self.check(lane, r, value.len())?;
+        if self.arena.is_forked() || r.partition < ANY_PARTITION || !r.headers.is_empty() {
+            return self.send_rare(lane, r);
+        }
+        self.send_checked(lane, r, &[], 0)
+    }
+
+    /// A record with headers, or one that is refused.
+    #[cold]
+    #[inline(never)]
+    fn send_rare(&self, lane: &Lane, r: &OutRecord<'_>) -> Result<(), SendError> {
+        let headers_len = self.check(lane, r)?;
+        self.send_checked(lane, r, r.headers, headers_len)
+    }
+
+    /// A record that `check` has passed. `headers` is `r.headers`, apart so that there is no code
+    /// for them where there are none.
+    #[inline(always)]
+    fn send_checked(
+        &self,
+        lane: &Lane,
+        r: &OutRecord<'_>,
+        headers: &[Header<'_>],
+        headers_len: usize,
+    ) -> Result<(), SendError> {
+        let (key, value) = (r.key.unwrap_or(&[]), r.value.unwrap_or(&[]));
+        let front_len = headers_len + key.len();
+        let body_len = front_len + value.len();
         let reserved = self.reserve(lane, body_len)?;
-        // SAFETY: the range was just reserved, and `check` has seen that this is no fork.
-        let body = unsafe { self.body_mut(lane, reserved, body_len) };
-        fill_front(body, r).copy_from_slice(value);
         let value_len = if r.value.is_some() { value.len() as u32 } else { NULL };
         let descriptor = describe(r, reserved, headers_len as u32, value_len);
-        // SAFETY: as above; it is published here and nowhere else.
-        unsafe { self.publish(lane, reserved, Stamp::of(reserved.seq), descriptor) };
-        self.prefetch_next(lane, reserved, body_len);
+        // SAFETY: range and slot were just reserved, `check` has seen that this is no fork, and
+        // they are published at the end, here and nowhere else.
+        unsafe {
+            let slot = self.slot(lane, reserved);
+            // Before the bytes: copying them is a call, and then less is kept over it.
+            slot.write(descriptor);
+            if front_len > 0 {
+                fill_front(self.body_mut(lane, reserved, 0, front_len), headers, key);
+            }
+            let to = self.body_mut(lane, reserved, front_len, value.len());
+            to.copy_from_slice(value);
+            slot.publish(Stamp::of(reserved.seq));
+            self.prefetch_next(lane, reserved, body_len, slot);
+        }
         Ok(())
     }
 
@@ -251,18 +284,20 @@ impl Lanes {
         len_max: usize,
         f: impl FnOnce(&mut [u8]) -> usize,
     ) -> Result<(), SendError> {
-        // `len_max` is the caller's number, not the length of anything: what is too large anyway is
-        // cut, so that sums can't overflow.
-        let room_len = len_max.min(self.options.record_bytes_max.saturating_add(1));
-        let (headers_len, body_len) = self.check(lane, meta, room_len)?;
+        let headers_len = self.check(lane, meta)?;
+        let front_len = headers_len + meta.key.map_or(0, <[u8]>::len);
+        // Saturating: `len_max` is the caller's number, not the length of anything.
+        let body_len = front_len.saturating_add(len_max);
         let reserved = self.reserve(lane, body_len)?;
         let mut open =
             Open { lanes: self, lane, reserved, descriptor: describe(meta, reserved, 0, NULL) };
         open.descriptor.span |= PADDING;
         // SAFETY: the range was just reserved, and `check` has seen that this is no fork. `open`
         // publishes it only after `body` is gone.
-        let body = unsafe { self.body_mut(lane, reserved, body_len) };
-        let value_len = f(fill_front(body, meta));
+        let body = unsafe { self.body_mut(lane, reserved, 0, body_len) };
+        let (front, room) = body.split_at_mut(front_len);
+        fill_front(front, meta.headers, meta.key.unwrap_or(&[]));
+        let value_len = f(room);
         if self.arena.is_forked() {
             return Err(lane.refuse(SendError::Forked));
         }
@@ -274,55 +309,40 @@ impl Lanes {
         open.descriptor.headers_len = headers_len as u32;
         open.descriptor.value_len = value_len as u32;
         drop(open);
-        self.prefetch_next(lane, reserved, body_len);
+        // SAFETY: no fork; the slot is only named.
+        let slot = unsafe { self.slot(lane, reserved) };
+        self.prefetch_next(lane, reserved, body_len, slot);
         Ok(())
     }
 
     /// # Safety
-    /// `reserved` is this thread's, on `lane`, not yet published, `stamp` names it, and this process
-    /// is no fork.
+    /// `reserved` is on `lane`, and this process is no fork.
     #[inline]
-    unsafe fn publish(&self, lane: &Lane, reserved: Reserved, stamp: Stamp, d: Descriptor) {
-        // SAFETY: the caller's promise. The slot is the lane's, and a reserved sequence has it
-        // alone: the one that had it a lap before was given back (`lane_slots` in `room`).
-        unsafe { self.arena.slot(lane.slot(reserved.seq)).publish(stamp, d) };
+    unsafe fn slot(&self, lane: &Lane, reserved: Reserved) -> &Slot {
+        // SAFETY: the number is that of one of the lane's slots; the rest is the caller's promise.
+        unsafe { self.arena.slot(lane.slot(reserved.seq)) }
     }
 
     /// Asks for the cache lines of a next record as long as this one, and of its slot. They were
     /// last in the drain's cache, and the next reservation waits until these stores are done.
     #[inline]
-    fn prefetch_next(&self, lane: &Lane, reserved: Reserved, body_len: usize) {
+    fn prefetch_next(&self, lane: &Lane, reserved: Reserved, body_len: usize, slot: &Slot) {
         let next = lane.begin + (reserved.at + reserved.span) as usize * UNIT_BYTES;
-        self.arena.prefetch(next, body_len, lane.slot(reserved.seq.wrapping_add(1)));
+        self.arena.prefetch(next, body_len, slot);
     }
 
-    /// Checks everything but the room; returns the bytes of the encoded headers and of the body.
-    /// After it, the latter are at most `record_bytes_max`, and this process is no fork.
+    /// Checks all but lengths and room; returns the bytes of the encoded headers. After it, this
+    /// process is no fork.
     #[inline]
-    fn check(
-        &self,
-        lane: &Lane,
-        r: &OutRecord<'_>,
-        value_len: usize,
-    ) -> Result<(usize, usize), SendError> {
-        let mut headers_len = 0;
-        if self.arena.is_forked() || r.partition < ANY_PARTITION || !r.headers.is_empty() {
-            headers_len = self.check_rare(lane, r)?;
-        }
-        let body_len = headers_len + r.key.map_or(0, <[u8]>::len) + value_len;
-        if body_len > self.options.record_bytes_max {
-            return Err(lane.refuse(SendError::TooLarge));
-        }
-        Ok((headers_len, body_len))
-    }
-
-    #[inline(never)]
-    fn check_rare(&self, lane: &Lane, r: &OutRecord<'_>) -> Result<usize, SendError> {
+    fn check(&self, lane: &Lane, r: &OutRecord<'_>) -> Result<usize, SendError> {
         if self.arena.is_forked() {
             return Err(lane.refuse(SendError::Forked));
         }
         if r.partition < ANY_PARTITION {
             return Err(lane.refuse(SendError::BadPartition));
+        }
+        if r.headers.is_empty() {
+            return Ok(0);
         }
         headers_len(r.headers).ok_or_else(|| lane.refuse(SendError::BadHeader))
     }
@@ -330,6 +350,9 @@ impl Lanes {
     /// Takes a range for `body_len` bytes, a sequence number and a slot, or says why not.
     #[inline]
     fn reserve(&self, lane: &Lane, body_len: usize) -> Result<Reserved, SendError> {
+        if body_len > self.options.record_bytes_max {
+            return Err(lane.refuse(SendError::TooLarge));
+        }
         let units = units_of(body_len);
         // One try here, all others out of line: a loop would make every send keep more at hand.
         match lane.reserve_plain(units) {
@@ -367,12 +390,18 @@ impl Lanes {
     }
 
     /// # Safety
-    /// `reserved` is this thread's, on `lane`, for at least `len` bytes, not yet published, and
-    /// this process is no fork.
+    /// `reserved` is this thread's, on `lane`, for at least `from + len` bytes, not yet published;
+    /// nothing borrows this part of it, and this process is no fork.
     #[inline]
     #[allow(clippy::mut_from_ref)]
-    unsafe fn body_mut(&self, lane: &Lane, reserved: Reserved, len: usize) -> &mut [u8] {
-        let offset = lane.begin + reserved.at as usize * UNIT_BYTES;
+    unsafe fn body_mut(
+        &self,
+        lane: &Lane,
+        reserved: Reserved,
+        from: usize,
+        len: usize,
+    ) -> &mut [u8] {
+        let offset = lane.begin + reserved.at as usize * UNIT_BYTES + from;
         // SAFETY: a reserved range belongs to its sender until it is published; the credits were
         // loaded with Acquire, so all earlier accesses happen before. It lies within the lane.
         unsafe { self.arena.bytes_mut(offset, len) }
@@ -453,7 +482,11 @@ impl Drop for Open<'_> {
             Stamp::behind(seq, head)
         };
         // SAFETY: `reserved` is this frame's alone and published here only; no fork.
-        unsafe { self.lanes.publish(self.lane, self.reserved, stamp, self.descriptor) };
+        unsafe {
+            let slot = self.lanes.slot(self.lane, self.reserved);
+            slot.write(self.descriptor);
+            slot.publish(stamp);
+        }
     }
 }
 
@@ -472,21 +505,15 @@ fn describe(r: &OutRecord<'_>, reserved: Reserved, headers_len: u32, value_len: 
     }
 }
 
-/// Writes headers and key to the front of a body and returns the rest.
+/// Writes headers and key to the front of a body, which they fill.
 #[inline]
-fn fill_front<'b>(body: &'b mut [u8], r: &OutRecord<'_>) -> &'b mut [u8] {
-    let mut rest = body;
-    for header in r.headers {
+fn fill_front(front: &mut [u8], headers: &[Header<'_>], key: &[u8]) {
+    let mut rest = front;
+    for header in headers {
         let len = header.encode(rest);
         rest = &mut rest[len..];
     }
-    // Not a copy of nothing: that is a call, too.
-    if let Some(key) = r.key.filter(|key| !key.is_empty()) {
-        let (front, behind) = rest.split_at_mut(key.len());
-        front.copy_from_slice(key);
-        rest = behind;
-    }
-    rest
+    rest.copy_from_slice(key);
 }
 
 /// The bytes of the encoded headers, or `None` if one is bad or there are too many.

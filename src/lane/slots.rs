@@ -111,13 +111,12 @@ impl Slot {
         Slot { stamp: AtomicU64::new(0), descriptor }
     }
 
-    /// Publishes a record.
+    /// Writes what a record's slot is to tell.
     ///
     /// # Safety
-    /// The caller has reserved the sequence that `stamp` names, this is its slot, and it has not
-    /// published it yet.
+    /// The caller has reserved a sequence whose slot this is, and has not published it yet.
     #[inline]
-    pub(super) unsafe fn publish(&self, stamp: Stamp, descriptor: Descriptor) {
+    pub(super) unsafe fn write(&self, descriptor: Descriptor) {
         // SAFETY: until the stamp is stored nobody else reads or writes it: the sequence is the
         // caller's, and that of the lap before was given back by the credits that it has seen.
         #[cfg(loom)]
@@ -127,6 +126,14 @@ impl Slot {
         unsafe {
             (*self.descriptor.get()).write(descriptor);
         }
+    }
+
+    /// Publishes the record that the slot tells of.
+    ///
+    /// # Safety
+    /// As for `write`, which was called; `stamp` names the sequence.
+    #[inline]
+    pub(super) unsafe fn publish(&self, stamp: Stamp) {
         self.stamp.store(stamp.0, release(Point::Publish));
     }
 

@@ -69,7 +69,8 @@ impl Word {
     /// Records from `from` to here.
     #[inline]
     pub(super) fn records_since(self, from: Word) -> u32 {
-        self.seq().wrapping_sub(from.seq()) & SEQ_MASK
+        // `from` is a credits word, whose lowest bit is 0; ours is shifted out.
+        (self.0 as u32).wrapping_sub(from.0 as u32) >> 1
     }
 }
 
