@@ -13,34 +13,52 @@ use std::io;
 
 pub(super) struct Arena {
     base: *mut u8,
-    /// The lanes' bytes; behind them lie the slots.
+    /// The lanes' bytes.
     len: usize,
-    #[cfg(not(any(loom, miri)))]
     slots: *const Slot,
+    slot_count: usize,
+    /// Bytes and slots.
     #[cfg(not(any(loom, miri)))]
     map: std::mem::ManuallyDrop<memmap2::MmapMut>,
-    #[cfg(any(loom, miri))]
-    slots: Box<[Slot]>,
-    slot_count: usize,
     /// One cell a unit: loom checks that every access is ordered after the conflicting ones.
     #[cfg(loom)]
     touched: Vec<loom::cell::UnsafeCell<()>>,
     guard: ForkGuard,
 }
 
-// SAFETY: `base` and `slots` are owned memory, not tied to a thread. Access to its bytes goes
-// through the two unsafe methods, whose callers promise that nothing conflicts, and slots are Sync.
+/// Where one lane's bytes and slots lie.
+#[derive(Clone, Copy)]
+pub(super) struct Share {
+    bytes: *mut u8,
+    slots: *const Slot,
+}
+
+impl Share {
+    /// Where the byte at `offset` is, or would be.
+    #[inline]
+    pub(super) fn address(&self, offset: usize) -> *const u8 {
+        self.bytes.wrapping_add(offset)
+    }
+}
+
+// SAFETY: `base` and `slots` are owned memory, not tied to a thread. Access to it goes through
+// unsafe methods, whose callers promise that nothing conflicts.
 unsafe impl Send for Arena {}
 // SAFETY: as above.
 unsafe impl Sync for Arena {}
+// SAFETY: two addresses; whoever uses them goes through the arena.
+unsafe impl Send for Share {}
+// SAFETY: as above.
+unsafe impl Sync for Share {}
 
 impl Arena {
-    /// A zeroed arena whose pages are all present, and slots that nobody has used.
+    /// A zeroed arena whose pages are all present, and slots that nobody has used. No body is
+    /// longer than `limit`.
     #[cfg(not(any(loom, miri)))]
-    pub(super) fn new(len: usize, slot_count: usize) -> io::Result<Self> {
+    pub(super) fn new(len: usize, slot_count: usize, limit: usize) -> io::Result<Self> {
         use super::fork::context;
         use memmap2::{Advice, MmapMut};
-        let guard = ForkGuard::new()?;
+        let guard = ForkGuard::new(limit)?;
         let slots_at = len.next_multiple_of(align_of::<Slot>());
         let mut map = MmapMut::map_anon(slots_at + slot_count * size_of::<Slot>())
             .map_err(|e| context("mmap of the lanes", e))?;
@@ -54,119 +72,137 @@ impl Arena {
             }
         }
         let base = map.as_mut_ptr();
+        // A zeroed slot is one that nobody has used.
         let slots = base.wrapping_add(slots_at).cast_const().cast();
         let map = std::mem::ManuallyDrop::new(map);
-        Ok(Arena { base, len, slots, map, slot_count, guard })
+        Ok(Arena { base, len, slots, slot_count, map, guard })
     }
 
     #[cfg(any(loom, miri))]
-    pub(super) fn new(len: usize, slot_count: usize) -> io::Result<Self> {
+    pub(super) fn new(len: usize, slot_count: usize, limit: usize) -> io::Result<Self> {
         let base = Box::into_raw(vec![0u8; len].into_boxed_slice()).cast::<u8>();
+        let slots: Box<[Slot]> = (0..slot_count).map(|_| Slot::new()).collect();
         Ok(Arena {
             base,
             len,
-            slots: (0..slot_count).map(|_| Slot::new()).collect(),
+            slots: Box::into_raw(slots).cast(),
             slot_count,
             #[cfg(loom)]
             touched: (0..len.div_ceil(UNIT_BYTES))
                 .map(|_| loom::cell::UnsafeCell::new(()))
                 .collect(),
-            guard: ForkGuard::new()?,
+            guard: ForkGuard::new(limit)?,
         })
+    }
+
+    /// The share of a lane whose bytes and slots begin there.
+    pub(super) fn share(&self, byte: usize, slot: usize) -> Share {
+        Share { bytes: self.base.wrapping_add(byte), slots: self.slots.wrapping_add(slot) }
+    }
+
+    /// A body of so many bytes must be refused when this isn't above it: the limit and one, and 0
+    /// in a fork.
+    #[inline]
+    pub(super) fn body_end(&self) -> usize {
+        self.guard.end()
     }
 
     /// Whether this process is a fork of the arena's: then no byte of it may be touched.
     #[inline]
     pub(super) fn is_forked(&self) -> bool {
-        self.guard.is_forked()
+        self.guard.end() == 0
     }
 
-    /// The slot of this number.
+    /// A slot of a share.
     ///
     /// # Safety
-    /// The number is below the count of slots, and [`Arena::is_forked`] is false.
+    /// The share is this arena's and has so many slots, and [`Arena::is_forked`] is false.
     #[inline]
-    pub(super) unsafe fn slot(&self, number: usize) -> &Slot {
-        debug_assert!(number < self.slot_count);
-        #[cfg(any(loom, miri))]
-        return &self.slots[number];
-        #[cfg(not(any(loom, miri)))]
-        // SAFETY: within the mapping, as the caller promises, and aligned; a zeroed slot is one
-        // that nobody has used, and a slot is only changed through a shared reference.
-        return unsafe { &*self.slots.add(number) };
+    pub(super) unsafe fn slot(&self, share: &Share, number: usize) -> &Slot {
+        let slot = share.slots.wrapping_add(number);
+        debug_assert!(slot < self.slots.wrapping_add(self.slot_count));
+        // SAFETY: the caller's promise; a slot is only changed through a shared reference.
+        unsafe { &*slot }
     }
 
-    /// The `len` bytes at `offset`, to write.
+    /// Where, within the arena, a share's bytes from `offset` begin; a check of what is promised.
+    #[inline]
+    fn place(&self, share: &Share, offset: usize, len: usize) -> usize {
+        let place = (share.bytes as usize - self.base as usize) + offset;
+        debug_assert!(place + len <= self.len);
+        place
+    }
+
+    /// `len` bytes of a share from `offset`, to write.
     ///
     /// # Safety
-    /// The range lies within the arena, nobody else touches it during `'_`, every access before
-    /// it happens before this one, and [`Arena::is_forked`] is false.
+    /// The share is this arena's and the range lies within it, nobody else touches it during `'_`,
+    /// every access before it happens before this one, and [`Arena::is_forked`] is false.
     #[inline]
     #[allow(clippy::mut_from_ref)]
-    pub(super) unsafe fn bytes_mut(&self, offset: usize, len: usize) -> &mut [u8] {
-        debug_assert!(offset + len <= self.len);
+    pub(super) unsafe fn bytes_mut(&self, share: &Share, offset: usize, len: usize) -> &mut [u8] {
+        let _place = self.place(share, offset, len);
         #[cfg(loom)]
-        for cell in &self.touched[offset / UNIT_BYTES..(offset + len).div_ceil(UNIT_BYTES)] {
+        for cell in &self.touched[_place / UNIT_BYTES..(_place + len).div_ceil(UNIT_BYTES)] {
             cell.with_mut(|_| ());
         }
         // SAFETY: the caller's promise; the memory is initialised from the start.
-        unsafe { std::slice::from_raw_parts_mut(self.base.add(offset), len) }
+        unsafe { std::slice::from_raw_parts_mut(share.bytes.add(offset), len) }
     }
 
-    /// Asks for the cache lines of `len` bytes at `offset` and for that of the slot behind `slot`, to
-    /// write: nothing is touched, and any place will do. At least four lines are asked for, and at
-    /// most eight.
-    #[inline]
-    pub(super) fn prefetch(&self, offset: usize, len: usize, slot: &Slot) {
-        #[cfg(all(target_arch = "x86_64", not(any(loom, miri))))]
-        {
-            let at = self.base.wrapping_add(offset);
-            // SAFETY: hints, which change nothing that a program can see.
-            unsafe {
-                std::arch::asm!(
-                    "prefetchw [{slot} + 64]",
-                    "prefetchw [{at}]",
-                    "prefetchw [{at} + 64]",
-                    "prefetchw [{at} + 128]",
-                    "prefetchw [{at} + 192]",
-                    slot = in(reg) slot,
-                    at = in(reg) at,
-                    options(nostack, preserves_flags, readonly)
-                );
-            }
-            if len > 256 {
-                // SAFETY: as above.
-                unsafe {
-                    std::arch::asm!(
-                        "prefetchw [{at} + 256]",
-                        "prefetchw [{at} + 320]",
-                        "prefetchw [{at} + 384]",
-                        "prefetchw [{at} + 448]",
-                        at = in(reg) at,
-                        options(nostack, preserves_flags, readonly)
-                    );
-                }
-            }
-        }
-        #[cfg(not(all(target_arch = "x86_64", not(any(loom, miri)))))]
-        let _ = (offset, len, slot);
-    }
-
-    /// The `len` bytes at `offset`, to read.
+    /// `len` bytes of a share from `offset`, to read.
     ///
     /// # Safety
-    /// The range lies within the arena, nobody writes to it during `'_`, every write before it
-    /// happens before this call, and [`Arena::is_forked`] is false.
+    /// The share is this arena's and the range lies within it, nobody writes to it during `'_`,
+    /// every write before it happens before this call, and [`Arena::is_forked`] is false.
     #[inline]
-    pub(super) unsafe fn bytes(&self, offset: usize, len: usize) -> &[u8] {
-        debug_assert!(offset + len <= self.len);
+    pub(super) unsafe fn bytes(&self, share: &Share, offset: usize, len: usize) -> &[u8] {
+        let _place = self.place(share, offset, len);
         #[cfg(loom)]
-        for cell in &self.touched[offset / UNIT_BYTES..(offset + len).div_ceil(UNIT_BYTES)] {
+        for cell in &self.touched[_place / UNIT_BYTES..(_place + len).div_ceil(UNIT_BYTES)] {
             cell.with(|_| ());
         }
         // SAFETY: the caller's promise.
-        unsafe { std::slice::from_raw_parts(self.base.add(offset), len) }
+        unsafe { std::slice::from_raw_parts(share.bytes.add(offset), len) }
     }
+}
+
+/// Asks for the cache lines of the `units` at `body` and for that of the slot behind `slot`, to
+/// write: nothing is touched, and any place will do. At least four lines of the body, and at most
+/// eight.
+#[inline]
+pub(super) fn prefetch(body: *const u8, units: u32, slot: &Slot) {
+    #[cfg(all(target_arch = "x86_64", not(any(loom, miri))))]
+    {
+        // SAFETY: hints, which change nothing that a program can see.
+        unsafe {
+            std::arch::asm!(
+                "prefetchw [{slot} + 64]",
+                "prefetchw [{body}]",
+                "prefetchw [{body} + 64]",
+                "prefetchw [{body} + 128]",
+                "prefetchw [{body} + 192]",
+                slot = in(reg) slot,
+                body = in(reg) body,
+                options(nostack, preserves_flags, readonly)
+            );
+        }
+        if units > 16 {
+            // SAFETY: as above.
+            unsafe {
+                std::arch::asm!(
+                    "prefetchw [{body} + 256]",
+                    "prefetchw [{body} + 320]",
+                    "prefetchw [{body} + 384]",
+                    "prefetchw [{body} + 448]",
+                    body = in(reg) body,
+                    options(nostack, preserves_flags, readonly)
+                );
+            }
+        }
+    }
+    #[cfg(not(all(target_arch = "x86_64", not(any(loom, miri)))))]
+    let _ = (body, units, slot);
 }
 
 impl Drop for Arena {
@@ -174,12 +210,16 @@ impl Drop for Arena {
         // In a forked child the range isn't ours: it was never mapped there, and something else
         // may lie at its address by now.
         #[cfg(not(any(loom, miri)))]
-        if !self.guard.is_forked() {
+        if !self.is_forked() {
             // SAFETY: dropped once, here, and not used afterwards.
             unsafe { std::mem::ManuallyDrop::drop(&mut self.map) };
         }
         #[cfg(any(loom, miri))]
-        // SAFETY: `base` and `len` came from this box in `new`, and nothing borrows it now.
-        drop(unsafe { Box::from_raw(std::ptr::slice_from_raw_parts_mut(self.base, self.len)) });
+        // SAFETY: these are the two boxes of `new` and their lengths; nothing borrows them now.
+        unsafe {
+            drop(Box::from_raw(std::ptr::slice_from_raw_parts_mut(self.base, self.len)));
+            let slots = self.slots.cast_mut();
+            drop(Box::from_raw(std::ptr::slice_from_raw_parts_mut(slots, self.slot_count)));
+        }
     }
 }

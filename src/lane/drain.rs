@@ -242,9 +242,12 @@ impl Drain {
         let head = Word(words.reservation.0.load(Ordering::Relaxed));
         // A child has no slots to look at.
         if !lanes.arena.is_forked() {
-            // SAFETY: a slot of this lane, and no fork.
-            let slot = |seq: u64| unsafe { lanes.arena.slot(words.slot(seq as u32)) };
-            side.order.scan(widen(side.released_seq, head.seq()), |seq| slot(seq).mark(seq));
+            let mark = |seq: u64| {
+                // SAFETY: a slot of this lane, and no fork.
+                let slot = unsafe { lanes.arena.slot(&words.share, words.slot_number(seq as u32)) };
+                slot.mark(seq)
+            };
+            side.order.scan(widen(side.released_seq, head.seq()), mark);
         }
         head
     }
@@ -281,7 +284,9 @@ impl Drain {
         let words = &self.lanes.lanes[lane];
         // SAFETY: the slot is this lane's, and the order gives out what was found published, each
         // once; it is not given back before it is released. `pop` has seen that this is no fork.
-        let d = unsafe { self.lanes.arena.slot(words.slot(seq as u32)).descriptor() };
+        let d = unsafe {
+            self.lanes.arena.slot(&words.share, words.slot_number(seq as u32)).descriptor()
+        };
         let side = &mut self.sides[lane];
         let mask = side.table.len() as u64 - 1;
         let span = d.span & !PADDING;
@@ -323,12 +328,12 @@ impl Drain {
         if !self.holds(frame) || self.lanes.arena.is_forked() {
             return None;
         }
-        let offset =
-            frame.lane as usize * self.lanes.options.lane_bytes + frame.at as usize * UNIT_BYTES;
+        let share = &self.lanes.lanes[frame.lane as usize].share;
+        let offset = frame.at as usize * UNIT_BYTES;
         // SAFETY: the frame was popped and is not released (`holds`), so its range is the
         // drain's, and stays so during `'a`: release takes `&mut self`. The pop's acquire made
         // its bytes visible. The frame's fields are those of its descriptor, so it lies within.
-        let body = unsafe { self.lanes.arena.bytes(offset, frame.shape.body_len()) };
+        let body = unsafe { self.lanes.arena.bytes(share, offset, frame.shape.body_len()) };
         Some(RecordView {
             topic: frame.topic,
             partition: frame.partition,

@@ -1,6 +1,6 @@
 //! Owns the callers' side: reserve, fill, publish, refuse, close.
 
-use super::arena::Arena;
+use super::arena::{self, Arena, Share};
 use super::options::LaneOptions;
 use super::orderings::{Point, acquire, release};
 use super::slots::{Descriptor, NULL, PADDING, Slot, Stamp};
@@ -44,10 +44,7 @@ pub(super) struct Lane {
     /// What the drain has given back. Written by the drain.
     pub(super) credits: Padded<AtomicU64>,
     refused: Padded<[AtomicU64; SEND_ERRORS]>,
-    /// Where its bytes begin in the arena.
-    begin: usize,
-    /// The number of its first slot.
-    first_slot: usize,
+    pub(super) share: Share,
     units: u32,
     slots: u32,
 }
@@ -79,8 +76,7 @@ impl Lane {
         let used_units = u64::from(seen.units_since(credits)) + u64::from(units);
         let is_plain = used_units <= u64::from(self.units)
             && at + units <= self.units
-            && seen.records_since(credits) < self.slots
-            && !seen.is_closed();
+            && seen.records_since_if_open(credits) < self.slots;
         if !is_plain {
             return None;
         }
@@ -99,8 +95,16 @@ impl Lane {
 
     /// The number of a sequence's slot.
     #[inline]
-    pub(super) fn slot(&self, seq: u32) -> usize {
-        self.first_slot + (seq & (self.slots - 1)) as usize
+    pub(super) fn slot_number(&self, seq: u32) -> usize {
+        (seq & (self.slots - 1)) as usize
+    }
+
+    /// Asks for the cache lines of a next record as long as this one, and of its slot. They were
+    /// last in the drain's cache, and the next reservation waits until its stores are done.
+    #[inline]
+    fn prefetch_next(&self, reserved: Reserved, slot: &Slot) {
+        let next = (reserved.at + reserved.span) as usize * UNIT_BYTES;
+        arena::prefetch(self.share.address(next), reserved.span, slot);
     }
 
     #[cold]
@@ -144,18 +148,19 @@ impl Lanes {
     /// refuse are safe, but some records may never fit.
     pub(super) fn senders(options: &LaneOptions, start: Start) -> io::Result<Arc<Lanes>> {
         let word = Word::new(start.position, start.seq as u32).0;
+        let (bytes, slots) = (options.lanes * options.lane_bytes, options.lanes * options.lane_slots);
+        let arena = Arena::new(bytes, slots, options.record_bytes_max)?;
         let lane = |number: usize| Lane {
             reservation: Padded(AtomicU64::new(word)),
             credits: Padded(AtomicU64::new(word)),
             refused: Padded(std::array::from_fn(|_| AtomicU64::new(0))),
-            begin: number * options.lane_bytes,
-            first_slot: number * options.lane_slots,
+            share: arena.share(number * options.lane_bytes, number * options.lane_slots),
             units: (options.lane_bytes / UNIT_BYTES) as u32,
             slots: options.lane_slots as u32,
         };
         Ok(Arc::new(Lanes {
             lanes: (0..options.lanes).map(lane).collect(),
-            arena: Arena::new(options.lanes * options.lane_bytes, options.lanes * options.lane_slots)?,
+            arena,
             options: *options,
             start,
             stopped: AtomicBool::new(false),
@@ -230,49 +235,46 @@ impl Lanes {
 
     #[inline]
     fn send_on(&self, lane: &Lane, r: &OutRecord<'_>) -> Result<(), SendError> {
-        if self.arena.is_forked() || r.partition < ANY_PARTITION || !r.headers.is_empty() {
-            return self.send_rare(lane, r);
+        let (Some(value), None) = (r.value, r.key) else {
+            return self.send_any(lane, r);
+        };
+        if r.partition < ANY_PARTITION || value.len() >= self.arena.body_end() {
+            return self.send_any(lane, r);
         }
-        self.send_checked(lane, r, &[], 0)
-    }
-
-    /// A record with headers, or one that is refused.
-    #[cold]
-    #[inline(never)]
-    fn send_rare(&self, lane: &Lane, r: &OutRecord<'_>) -> Result<(), SendError> {
-        let headers_len = self.check(lane, r)?;
-        self.send_checked(lane, r, r.headers, headers_len)
-    }
-
-    /// A record that `check` has passed. `headers` is `r.headers`, apart so that there is no code
-    /// for them where there are none.
-    #[inline(always)]
-    fn send_checked(
-        &self,
-        lane: &Lane,
-        r: &OutRecord<'_>,
-        headers: &[Header<'_>],
-        headers_len: usize,
-    ) -> Result<(), SendError> {
-        let (key, value) = (r.key.unwrap_or(&[]), r.value.unwrap_or(&[]));
-        let front_len = headers_len + key.len();
-        let body_len = front_len + value.len();
-        let reserved = self.reserve(lane, body_len)?;
-        let value_len = if r.value.is_some() { value.len() as u32 } else { NULL };
-        let descriptor = describe(r, reserved, headers_len as u32, value_len);
-        // SAFETY: range and slot were just reserved, `check` has seen that this is no fork, and
-        // they are published at the end, here and nowhere else.
+        if !r.headers.is_empty() {
+            return self.send_any(lane, r);
+        }
+        let reserved = self.reserve(lane, value.len())?;
+        // SAFETY: range and slot were just reserved, the length was below `body_end`, so that this
+        // is no fork, and they are published here and nowhere else.
         unsafe {
             let slot = self.slot(lane, reserved);
             // Before the bytes: copying them is a call, and then less is kept over it.
-            slot.write(descriptor);
-            if front_len > 0 {
-                fill_front(self.body_mut(lane, reserved, 0, front_len), headers, key);
-            }
-            let to = self.body_mut(lane, reserved, front_len, value.len());
-            to.copy_from_slice(value);
+            slot.write(describe(r, reserved, 0, value.len() as u32));
+            let body = self.body_mut(lane, reserved, value.len());
+            body.copy_from_slice(value);
             slot.publish(Stamp::of(reserved.seq));
-            self.prefetch_next(lane, reserved, body_len, slot);
+            lane.prefetch_next(reserved, slot);
+        }
+        Ok(())
+    }
+
+    /// A record with more than a value, or one that is refused.
+    #[inline(never)]
+    fn send_any(&self, lane: &Lane, r: &OutRecord<'_>) -> Result<(), SendError> {
+        let value = r.value.unwrap_or(&[]);
+        let (headers_len, front_len) = self.check(lane, r, value.len())?;
+        let body_len = front_len + value.len();
+        let reserved = self.reserve(lane, body_len)?;
+        let value_len = if r.value.is_some() { value.len() as u32 } else { NULL };
+        // SAFETY: as in `send_on`; `check` has seen that this is no fork.
+        unsafe {
+            let slot = self.slot(lane, reserved);
+            slot.write(describe(r, reserved, headers_len as u32, value_len));
+            let body = self.body_mut(lane, reserved, body_len);
+            fill_front(body, r).copy_from_slice(value);
+            slot.publish(Stamp::of(reserved.seq));
+            lane.prefetch_next(reserved, slot);
         }
         Ok(())
     }
@@ -284,20 +286,16 @@ impl Lanes {
         len_max: usize,
         f: impl FnOnce(&mut [u8]) -> usize,
     ) -> Result<(), SendError> {
-        let headers_len = self.check(lane, meta)?;
-        let front_len = headers_len + meta.key.map_or(0, <[u8]>::len);
-        // Saturating: `len_max` is the caller's number, not the length of anything.
-        let body_len = front_len.saturating_add(len_max);
+        let (headers_len, front_len) = self.check(lane, meta, len_max)?;
+        let body_len = front_len + len_max;
         let reserved = self.reserve(lane, body_len)?;
         let mut open =
             Open { lanes: self, lane, reserved, descriptor: describe(meta, reserved, 0, NULL) };
         open.descriptor.span |= PADDING;
         // SAFETY: the range was just reserved, and `check` has seen that this is no fork. `open`
         // publishes it only after `body` is gone.
-        let body = unsafe { self.body_mut(lane, reserved, 0, body_len) };
-        let (front, room) = body.split_at_mut(front_len);
-        fill_front(front, meta.headers, meta.key.unwrap_or(&[]));
-        let value_len = f(room);
+        let body = unsafe { self.body_mut(lane, reserved, body_len) };
+        let value_len = f(fill_front(body, meta));
         if self.arena.is_forked() {
             return Err(lane.refuse(SendError::Forked));
         }
@@ -309,9 +307,6 @@ impl Lanes {
         open.descriptor.headers_len = headers_len as u32;
         open.descriptor.value_len = value_len as u32;
         drop(open);
-        // SAFETY: no fork; the slot is only named.
-        let slot = unsafe { self.slot(lane, reserved) };
-        self.prefetch_next(lane, reserved, body_len, slot);
         Ok(())
     }
 
@@ -320,39 +315,42 @@ impl Lanes {
     #[inline]
     unsafe fn slot(&self, lane: &Lane, reserved: Reserved) -> &Slot {
         // SAFETY: the number is that of one of the lane's slots; the rest is the caller's promise.
-        unsafe { self.arena.slot(lane.slot(reserved.seq)) }
+        unsafe { self.arena.slot(&lane.share, lane.slot_number(reserved.seq)) }
     }
 
-    /// Asks for the cache lines of a next record as long as this one, and of its slot. They were
-    /// last in the drain's cache, and the next reservation waits until these stores are done.
+    /// Checks everything but the room; returns the bytes of the encoded headers, and of all that
+    /// stands before the value. After it, these and the value's are at most `record_bytes_max`
+    /// together, and this process is no fork.
     #[inline]
-    fn prefetch_next(&self, lane: &Lane, reserved: Reserved, body_len: usize, slot: &Slot) {
-        let next = lane.begin + (reserved.at + reserved.span) as usize * UNIT_BYTES;
-        self.arena.prefetch(next, body_len, slot);
-    }
-
-    /// Checks all but lengths and room; returns the bytes of the encoded headers. After it, this
-    /// process is no fork.
-    #[inline]
-    fn check(&self, lane: &Lane, r: &OutRecord<'_>) -> Result<usize, SendError> {
-        if self.arena.is_forked() {
+    fn check(
+        &self,
+        lane: &Lane,
+        r: &OutRecord<'_>,
+        value_len: usize,
+    ) -> Result<(usize, usize), SendError> {
+        let body_end = self.arena.body_end();
+        if body_end == 0 {
             return Err(lane.refuse(SendError::Forked));
         }
         if r.partition < ANY_PARTITION {
             return Err(lane.refuse(SendError::BadPartition));
         }
-        if r.headers.is_empty() {
-            return Ok(0);
+        let headers_len = if r.headers.is_empty() {
+            0
+        } else {
+            headers_len(r.headers).ok_or_else(|| lane.refuse(SendError::BadHeader))?
+        };
+        let front_len = headers_len + r.key.map_or(0, <[u8]>::len);
+        // Saturating: `len_max` is the caller's number, not the length of anything.
+        if front_len.saturating_add(value_len) >= body_end {
+            return Err(lane.refuse(SendError::TooLarge));
         }
-        headers_len(r.headers).ok_or_else(|| lane.refuse(SendError::BadHeader))
+        Ok((headers_len, front_len))
     }
 
     /// Takes a range for `body_len` bytes, a sequence number and a slot, or says why not.
     #[inline]
     fn reserve(&self, lane: &Lane, body_len: usize) -> Result<Reserved, SendError> {
-        if body_len > self.options.record_bytes_max {
-            return Err(lane.refuse(SendError::TooLarge));
-        }
         let units = units_of(body_len);
         // One try here, all others out of line: a loop would make every send keep more at hand.
         match lane.reserve_plain(units) {
@@ -390,21 +388,15 @@ impl Lanes {
     }
 
     /// # Safety
-    /// `reserved` is this thread's, on `lane`, for at least `from + len` bytes, not yet published;
-    /// nothing borrows this part of it, and this process is no fork.
+    /// `reserved` is this thread's, on `lane`, for at least `len` bytes, not yet published, and
+    /// this process is no fork.
     #[inline]
     #[allow(clippy::mut_from_ref)]
-    unsafe fn body_mut(
-        &self,
-        lane: &Lane,
-        reserved: Reserved,
-        from: usize,
-        len: usize,
-    ) -> &mut [u8] {
-        let offset = lane.begin + reserved.at as usize * UNIT_BYTES + from;
+    unsafe fn body_mut(&self, lane: &Lane, reserved: Reserved, len: usize) -> &mut [u8] {
+        let offset = reserved.at as usize * UNIT_BYTES;
         // SAFETY: a reserved range belongs to its sender until it is published; the credits were
         // loaded with Acquire, so all earlier accesses happen before. It lies within the lane.
-        unsafe { self.arena.bytes_mut(offset, len) }
+        unsafe { self.arena.bytes_mut(&lane.share, offset, len) }
     }
 
     /// Refuses every later send with `Closed`. What was accepted before stays accepted.
@@ -486,6 +478,7 @@ impl Drop for Open<'_> {
             let slot = self.lanes.slot(self.lane, self.reserved);
             slot.write(self.descriptor);
             slot.publish(stamp);
+            self.lane.prefetch_next(self.reserved, slot);
         }
     }
 }
@@ -505,15 +498,17 @@ fn describe(r: &OutRecord<'_>, reserved: Reserved, headers_len: u32, value_len: 
     }
 }
 
-/// Writes headers and key to the front of a body, which they fill.
+/// Writes headers and key to the front of a body and returns the rest.
 #[inline]
-fn fill_front(front: &mut [u8], headers: &[Header<'_>], key: &[u8]) {
-    let mut rest = front;
-    for header in headers {
+fn fill_front<'b>(body: &'b mut [u8], r: &OutRecord<'_>) -> &'b mut [u8] {
+    let mut rest = body;
+    for header in r.headers {
         let len = header.encode(rest);
         rest = &mut rest[len..];
     }
-    rest.copy_from_slice(key);
+    let (front, rest) = rest.split_at_mut(r.key.map_or(0, <[u8]>::len));
+    front.copy_from_slice(r.key.unwrap_or(&[]));
+    rest
 }
 
 /// The bytes of the encoded headers, or `None` if one is bad or there are too many.

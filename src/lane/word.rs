@@ -66,6 +66,13 @@ impl Word {
         self.position().wrapping_sub(from.position())
     }
 
+    /// Records from `from`, a credits word, to here; more than a lane has slots when closed.
+    #[inline]
+    pub(super) fn records_since_if_open(self, from: Word) -> u32 {
+        // The difference is twice the records, and C: it becomes the highest bit.
+        (self.0 as u32).wrapping_sub(from.0 as u32).rotate_right(1)
+    }
+
     /// Records from `from` to here.
     #[inline]
     pub(super) fn records_since(self, from: Word) -> u32 {
@@ -92,7 +99,10 @@ mod tests {
         assert_eq!(next, Word::new(last.position().wrapping_add(3), last.seq() + 1));
         assert_eq!((next.position(), next.seq(), next.is_closed()), (2, 0, false));
         assert_eq!((next.units_since(last), next.records_since(last)), (3, 1));
-        assert!(Word(next.0 | Word::CLOSED).is_closed());
+        assert_eq!(next.records_since_if_open(last), 1);
+        let closed = Word(next.0 | Word::CLOSED);
+        assert!(closed.is_closed());
+        assert_eq!((closed.records_since(last), closed.records_since_if_open(last)), (1, 1 << 31 | 1));
     }
 
     #[test]
