@@ -80,7 +80,7 @@ impl Lane {
         if !is_plain {
             return None;
         }
-        self.exchange(seen, Reserved { at, span: units, seq: seen.seq() })
+        self.exchange(seen, Reserved { at, span: units, twice_seq: seen.0 as u32 })
     }
 
     #[inline]
@@ -128,6 +128,8 @@ pub(super) struct Start {
 /// The callers' side of all lanes; shared through an [`Arc`].
 pub struct Lanes {
     pub(super) lanes: Box<[Lane]>,
+    /// Their number, a power of two, less one.
+    lane_mask: usize,
     pub(super) arena: Arena,
     pub(super) options: LaneOptions,
     pub(super) start: Start,
@@ -140,7 +142,8 @@ pub struct Lanes {
 struct Reserved {
     at: u32,
     span: u32,
-    seq: u32,
+    /// The lane sequence as it stands in an open lane's word.
+    twice_seq: u32,
 }
 
 impl Lanes {
@@ -148,7 +151,8 @@ impl Lanes {
     /// refuse are safe, but some records may never fit.
     pub(super) fn senders(options: &LaneOptions, start: Start) -> io::Result<Arc<Lanes>> {
         let word = Word::new(start.position, start.seq as u32).0;
-        let (bytes, slots) = (options.lanes * options.lane_bytes, options.lanes * options.lane_slots);
+        let (bytes, slots) =
+            (options.lanes * options.lane_bytes, options.lanes * options.lane_slots);
         let arena = Arena::new(bytes, slots, options.record_bytes_max)?;
         let lane = |number: usize| Lane {
             reservation: Padded(AtomicU64::new(word)),
@@ -159,7 +163,8 @@ impl Lanes {
             slots: options.lane_slots as u32,
         };
         Ok(Arc::new(Lanes {
-            lanes: (0..options.lanes).map(lane).collect(),
+            lanes: (0..options.lanes.max(1)).map(lane).collect(),
+            lane_mask: options.lanes.max(1) - 1,
             arena,
             options: *options,
             start,
@@ -175,7 +180,7 @@ impl Lanes {
     /// The calling thread's lane, by number.
     #[inline]
     pub fn lane_number(&self) -> usize {
-        thread_id::current() as usize & (self.lanes.len() - 1)
+        thread_id::current() as usize & self.lane_mask
     }
 
     /// The options that the lanes were made with.
@@ -230,7 +235,8 @@ impl Lanes {
 
     #[inline]
     fn lane_of_thread(&self) -> &Lane {
-        &self.lanes[self.lane_number()]
+        // SAFETY: `lane_mask` is the number of lanes, at least one, less one.
+        unsafe { self.lanes.get_unchecked(thread_id::current() as usize & self.lane_mask) }
     }
 
     #[inline]
@@ -253,7 +259,7 @@ impl Lanes {
             slot.write(describe(r, reserved, 0, value.len() as u32));
             let body = self.body_mut(lane, reserved, value.len());
             body.copy_from_slice(value);
-            slot.publish(Stamp::of(reserved.seq));
+            slot.publish(Stamp::of(reserved.twice_seq));
             lane.prefetch_next(reserved, slot);
         }
         Ok(())
@@ -273,7 +279,7 @@ impl Lanes {
             slot.write(describe(r, reserved, headers_len as u32, value_len));
             let body = self.body_mut(lane, reserved, body_len);
             fill_front(body, r).copy_from_slice(value);
-            slot.publish(Stamp::of(reserved.seq));
+            slot.publish(Stamp::of(reserved.twice_seq));
             lane.prefetch_next(reserved, slot);
         }
         Ok(())
@@ -315,7 +321,7 @@ impl Lanes {
     #[inline]
     unsafe fn slot(&self, lane: &Lane, reserved: Reserved) -> &Slot {
         // SAFETY: the number is that of one of the lane's slots; the rest is the caller's promise.
-        unsafe { self.arena.slot(&lane.share, lane.slot_number(reserved.seq)) }
+        unsafe { self.arena.slot(&lane.share, lane.slot_number(reserved.twice_seq >> 1)) }
     }
 
     /// Checks everything but the room; returns the bytes of the encoded headers, and of all that
@@ -374,7 +380,7 @@ impl Lanes {
             let credits = Word(lane.credits.0.load(acquire(Point::CreditsToRetry)));
             match lane.room(units, seen, credits) {
                 Some((at, span)) => {
-                    let reserved = Reserved { at, span, seq: seen.seq() };
+                    let reserved = Reserved { at, span, twice_seq: seen.0 as u32 };
                     if let Some(reserved) = lane.exchange(seen, reserved) {
                         return Ok(reserved);
                     }
@@ -466,12 +472,12 @@ impl Drop for Open<'_> {
             return;
         }
         // Whatever this thread has sent meanwhile lies below this sequence.
-        let head = Word(self.lane.reservation.0.load(Ordering::Relaxed)).seq();
-        let seq = self.reserved.seq;
-        let stamp = if head == seq.wrapping_add(1) & SEQ_MASK {
-            Stamp::of(seq)
+        let head = self.lane.reservation.0.load(Ordering::Relaxed) as u32 & !(Word::CLOSED as u32);
+        let twice_seq = self.reserved.twice_seq;
+        let stamp = if head == twice_seq.wrapping_add(2) {
+            Stamp::of(twice_seq)
         } else {
-            Stamp::behind(seq, head)
+            Stamp::behind(twice_seq, head)
         };
         // SAFETY: `reserved` is this frame's alone and published here only; no fork.
         unsafe {

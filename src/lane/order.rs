@@ -7,10 +7,10 @@
 //!
 //! # How
 //! [`Order::scan`] reads marks and decides what may leave; [`Order::next`] takes that, one by one.
-//! 1. A scan reads the new sequences from the highest down to the lowest, and then the holes, from
-//!    the highest down, too. What a thread published before another record that was read as
-//!    published lies below it, so it was read later: it is seen as published as well. So what one
-//!    scan finds misses nothing that should come before any of it.
+//! 1. A scan reads the new sequences, and then the holes, new and old, from the highest down to the
+//!    lowest. What a thread published before another record that was read as published lies below
+//!    it; it was read later, and is seen as published as well. So what one scan finds misses nothing
+//!    that should come before any of it.
 //! 2. A hole that was passed and is now published leaves before what has not left yet.
 //! 3. A record published [`Mark::Behind`] another sequence was open while its closure ran, and the
 //!    sends of that closure lie between the two. They were published before it, but may have been
@@ -80,8 +80,7 @@ impl Order {
     /// Reads what is new below `head`, and the holes.
     #[inline]
     pub(super) fn scan(&mut self, head: u64, mark: impl Fn(u64) -> Mark) {
-        let known = self.entries.len();
-        for seq in (self.seen..head).rev() {
+        for seq in self.seen..head {
             match mark(seq) {
                 Mark::Published => {}
                 Mark::Open => self.entries.push(Entry { seq, state: State::Open }),
@@ -94,7 +93,6 @@ impl Order {
         if self.entries.is_empty() {
             self.plain_until = if self.late.is_empty() { head } else { self.next };
         } else {
-            self.entries[known..].reverse();
             self.read_holes(mark);
         }
     }
@@ -142,7 +140,7 @@ impl Order {
             self.next += 1;
             return Some(self.next - 1);
         }
-        if self.entries.is_empty() && self.late.is_empty() {
+        if self.next == self.seen && self.late.is_empty() {
             return None;
         }
         self.next_of_some()
@@ -200,3 +198,7 @@ fn insert(late: &mut VecDeque<Late>, new: Late) {
     let at = late.partition_point(|old| key(old) < key(&new));
     late.insert(at, new);
 }
+
+#[cfg(all(test, not(loom)))]
+#[path = "order_tests.rs"]
+mod tests;

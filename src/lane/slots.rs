@@ -16,7 +16,7 @@
 //! A slot has a cache line of its own: two senders of one lane write to two lines.
 
 use super::orderings::{Point, acquire, release};
-use super::word::{SEQ_MASK, widen};
+use super::word::widen;
 use crate::record::{Shape, TopicId};
 use crate::sync::AtomicU64;
 
@@ -70,15 +70,16 @@ pub(super) enum Mark {
 pub(super) struct Stamp(u64);
 
 impl Stamp {
+    /// Of twice a lane sequence, as the reservation word has it.
     #[inline]
-    pub(super) fn of(seq: u32) -> Stamp {
-        Stamp(u64::from(seq << 1 | 1))
+    pub(super) fn of(twice_seq: u32) -> Stamp {
+        Stamp(u64::from(twice_seq | 1))
     }
 
-    /// As `of`, for a record that comes behind what its sender sent below `behind`.
+    /// As `of`, for a record that comes behind what its sender sent below another sequence.
     #[inline]
-    pub(super) fn behind(seq: u32, behind: u32) -> Stamp {
-        Stamp(u64::from(behind << 1 | 1) << 32 | u64::from(seq << 1 | 1))
+    pub(super) fn behind(twice_seq: u32, twice_behind: u32) -> Stamp {
+        Stamp(u64::from(twice_behind | 1) << 32 | u64::from(twice_seq | 1))
     }
 }
 
@@ -146,7 +147,7 @@ impl Slot {
         }
         match (stamp >> 32) as u32 {
             0 => Mark::Published,
-            behind => Mark::Behind(widen(seq, behind >> 1 & SEQ_MASK)),
+            behind => Mark::Behind(widen(seq, behind >> 1)),
         }
     }
 

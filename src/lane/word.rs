@@ -102,7 +102,10 @@ mod tests {
         assert_eq!(next.records_since_if_open(last), 1);
         let closed = Word(next.0 | Word::CLOSED);
         assert!(closed.is_closed());
-        assert_eq!((closed.records_since(last), closed.records_since_if_open(last)), (1, 1 << 31 | 1));
+        assert_eq!(
+            (closed.records_since(last), closed.records_since_if_open(last)),
+            (1, 1 << 31 | 1)
+        );
     }
 
     #[test]
