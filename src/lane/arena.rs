@@ -31,14 +31,8 @@ pub(super) struct Arena {
 pub(super) struct Share {
     bytes: *mut u8,
     slots: *const Slot,
-}
-
-impl Share {
-    /// Where the byte at `offset` is, or would be.
-    #[inline]
-    pub(super) fn address(&self, offset: usize) -> *const u8 {
-        self.bytes.wrapping_add(offset)
-    }
+    /// Their number, a power of two, less one, in bytes.
+    slots_mask: usize,
 }
 
 // SAFETY: `base` and `slots` are owned memory, not tied to a thread. Access to it goes through
@@ -95,9 +89,14 @@ impl Arena {
         })
     }
 
-    /// The share of a lane whose bytes and slots begin there.
-    pub(super) fn share(&self, byte: usize, slot: usize) -> Share {
-        Share { bytes: self.base.wrapping_add(byte), slots: self.slots.wrapping_add(slot) }
+    /// The share of a lane whose bytes and slots begin there; it has `slots`, a power of two.
+    pub(super) fn share(&self, byte: usize, slot: usize, slots: usize) -> Share {
+        debug_assert!(slots.is_power_of_two() && slot + slots <= self.slot_count);
+        Share {
+            bytes: self.base.wrapping_add(byte),
+            slots: self.slots.wrapping_add(slot),
+            slots_mask: (slots - 1) * size_of::<Slot>(),
+        }
     }
 
     /// A body of so many bytes must be refused when this isn't above it: the limit and one, and 0
@@ -113,16 +112,21 @@ impl Arena {
         self.guard.end() == 0
     }
 
-    /// A slot of a share.
+    /// The slot of a sequence, which is given twice, as it stands in an open lane's word.
     ///
     /// # Safety
-    /// The share is this arena's and has so many slots, and [`Arena::is_forked`] is false.
+    /// The share is this arena's, and [`Arena::is_forked`] is false.
     #[inline]
-    pub(super) unsafe fn slot(&self, share: &Share, number: usize) -> &Slot {
-        let slot = share.slots.wrapping_add(number);
-        debug_assert!(slot < self.slots.wrapping_add(self.slot_count));
-        // SAFETY: the caller's promise; a slot is only changed through a shared reference.
-        unsafe { &*slot }
+    pub(super) unsafe fn slot(&self, share: &Share, twice_seq: u32) -> &Slot {
+        const BYTES: usize = size_of::<Slot>();
+        // In bytes, so that it takes a shift and an `and`; loom's slots have any size.
+        #[cfg(not(loom))]
+        let at = (twice_seq as usize * (BYTES / 2)) & share.slots_mask;
+        #[cfg(loom)]
+        let at = (twice_seq as usize / 2 & (share.slots_mask / BYTES)) * BYTES;
+        // SAFETY: `share` was made here, and the mask keeps within its slots; a slot is only changed
+        // through a shared reference.
+        unsafe { &*share.slots.byte_add(at) }
     }
 
     /// Where, within the arena, a share's bytes from `offset` begin; a check of what is promised.

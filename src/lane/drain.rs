@@ -244,7 +244,7 @@ impl Drain {
         if !lanes.arena.is_forked() {
             let mark = |seq: u64| {
                 // SAFETY: a slot of this lane, and no fork.
-                let slot = unsafe { lanes.arena.slot(&words.share, words.slot_number(seq as u32)) };
+                let slot = unsafe { lanes.arena.slot(&words.share, (seq as u32) << 1) };
                 slot.mark(seq)
             };
             side.order.scan(widen(side.released_seq, head.seq()), mark);
@@ -284,9 +284,7 @@ impl Drain {
         let words = &self.lanes.lanes[lane];
         // SAFETY: the slot is this lane's, and the order gives out what was found published, each
         // once; it is not given back before it is released. `pop` has seen that this is no fork.
-        let d = unsafe {
-            self.lanes.arena.slot(&words.share, words.slot_number(seq as u32)).descriptor()
-        };
+        let d = unsafe { self.lanes.arena.slot(&words.share, (seq as u32) << 1).descriptor() };
         let side = &mut self.sides[lane];
         let mask = side.table.len() as u64 - 1;
         let span = d.span & !PADDING;

@@ -93,20 +93,6 @@ impl Lane {
             .map(|_| reserved)
     }
 
-    /// The number of a sequence's slot.
-    #[inline]
-    pub(super) fn slot_number(&self, seq: u32) -> usize {
-        (seq & (self.slots - 1)) as usize
-    }
-
-    /// Asks for the cache lines of a next record as long as this one, and of its slot. They were
-    /// last in the drain's cache, and the next reservation waits until its stores are done.
-    #[inline]
-    fn prefetch_next(&self, reserved: Reserved, slot: &Slot) {
-        let next = (reserved.at + reserved.span) as usize * UNIT_BYTES;
-        arena::prefetch(self.share.address(next), reserved.span, slot);
-    }
-
     #[cold]
     #[inline(never)]
     fn refuse(&self, reason: SendError) -> SendError {
@@ -146,6 +132,16 @@ struct Reserved {
     twice_seq: u32,
 }
 
+impl Reserved {
+    /// Where a next record would begin whose body is as long as this one. Its cache lines, and its
+    /// slot's, were last in the drain's cache: each send asks for those of the next, since a
+    /// reservation waits until the stores before it are done.
+    #[inline]
+    fn behind(&self, body: &[u8]) -> *const u8 {
+        body.as_ptr().wrapping_add(self.span as usize * UNIT_BYTES)
+    }
+}
+
 impl Lanes {
     /// The senders' side alone, with counters that begin anywhere. Options that `check` would
     /// refuse are safe, but some records may never fit.
@@ -158,7 +154,11 @@ impl Lanes {
             reservation: Padded(AtomicU64::new(word)),
             credits: Padded(AtomicU64::new(word)),
             refused: Padded(std::array::from_fn(|_| AtomicU64::new(0))),
-            share: arena.share(number * options.lane_bytes, number * options.lane_slots),
+            share: arena.share(
+                number * options.lane_bytes,
+                number * options.lane_slots,
+                options.lane_slots,
+            ),
             units: (options.lane_bytes / UNIT_BYTES) as u32,
             slots: options.lane_slots as u32,
         };
@@ -241,31 +241,65 @@ impl Lanes {
 
     #[inline]
     fn send_on(&self, lane: &Lane, r: &OutRecord<'_>) -> Result<(), SendError> {
-        let (Some(value), None) = (r.value, r.key) else {
+        let Some(value) = r.value else {
             return self.send_any(lane, r);
         };
-        if r.partition < ANY_PARTITION || value.len() >= self.arena.body_end() {
-            return self.send_any(lane, r);
-        }
         if !r.headers.is_empty() {
             return self.send_any(lane, r);
         }
-        let reserved = self.reserve(lane, value.len())?;
+        match r.key {
+            None => self.send_plain(lane, r, &[], value),
+            Some(key) => self.send_keyed(lane, r, key, value),
+        }
+    }
+
+    #[inline(never)]
+    fn send_keyed(
+        &self,
+        lane: &Lane,
+        r: &OutRecord<'_>,
+        key: &[u8],
+        value: &[u8],
+    ) -> Result<(), SendError> {
+        self.send_plain(lane, r, key, value)
+    }
+
+    /// A record of `key`, which is `r.key` or empty, and `value`, which is `r.value`.
+    #[inline(always)]
+    fn send_plain(
+        &self,
+        lane: &Lane,
+        r: &OutRecord<'_>,
+        key: &[u8],
+        value: &[u8],
+    ) -> Result<(), SendError> {
+        let body_len = key.len() + value.len();
+        // One comparison for what is too long and for a fork.
+        if r.partition < ANY_PARTITION || body_len >= self.arena.body_end() {
+            return self.send_any(lane, r);
+        }
+        let reserved = self.reserve(lane, body_len)?;
         // SAFETY: range and slot were just reserved, the length was below `body_end`, so that this
         // is no fork, and they are published here and nowhere else.
         unsafe {
             let slot = self.slot(lane, reserved);
             // Before the bytes: copying them is a call, and then less is kept over it.
             slot.write(describe(r, reserved, 0, value.len() as u32));
-            let body = self.body_mut(lane, reserved, value.len());
-            body.copy_from_slice(value);
+            let body = self.body_mut(lane, reserved, body_len);
+            let next = reserved.behind(body);
+            let (front, rest) = body.split_at_mut(key.len());
+            // Not a copy of nothing: that is a call, too.
+            if !key.is_empty() {
+                front.copy_from_slice(key);
+            }
+            rest.copy_from_slice(value);
             slot.publish(Stamp::of(reserved.twice_seq));
-            lane.prefetch_next(reserved, slot);
+            arena::prefetch(next, reserved.span, slot);
         }
         Ok(())
     }
 
-    /// A record with more than a value, or one that is refused.
+    /// A record with headers or without a value, or one that is refused.
     #[inline(never)]
     fn send_any(&self, lane: &Lane, r: &OutRecord<'_>) -> Result<(), SendError> {
         let value = r.value.unwrap_or(&[]);
@@ -273,14 +307,15 @@ impl Lanes {
         let body_len = front_len + value.len();
         let reserved = self.reserve(lane, body_len)?;
         let value_len = if r.value.is_some() { value.len() as u32 } else { NULL };
-        // SAFETY: as in `send_on`; `check` has seen that this is no fork.
+        // SAFETY: as in `send_plain`; `check` has seen that this is no fork.
         unsafe {
             let slot = self.slot(lane, reserved);
             slot.write(describe(r, reserved, headers_len as u32, value_len));
             let body = self.body_mut(lane, reserved, body_len);
+            let next = reserved.behind(body);
             fill_front(body, r).copy_from_slice(value);
             slot.publish(Stamp::of(reserved.twice_seq));
-            lane.prefetch_next(reserved, slot);
+            arena::prefetch(next, reserved.span, slot);
         }
         Ok(())
     }
@@ -295,12 +330,18 @@ impl Lanes {
         let (headers_len, front_len) = self.check(lane, meta, len_max)?;
         let body_len = front_len + len_max;
         let reserved = self.reserve(lane, body_len)?;
-        let mut open =
-            Open { lanes: self, lane, reserved, descriptor: describe(meta, reserved, 0, NULL) };
+        let mut open = Open {
+            lanes: self,
+            lane,
+            reserved,
+            next: std::ptr::null(),
+            descriptor: describe(meta, reserved, 0, NULL),
+        };
         open.descriptor.span |= PADDING;
         // SAFETY: the range was just reserved, and `check` has seen that this is no fork. `open`
         // publishes it only after `body` is gone.
         let body = unsafe { self.body_mut(lane, reserved, body_len) };
+        open.next = reserved.behind(body);
         let value_len = f(fill_front(body, meta));
         if self.arena.is_forked() {
             return Err(lane.refuse(SendError::Forked));
@@ -320,8 +361,8 @@ impl Lanes {
     /// `reserved` is on `lane`, and this process is no fork.
     #[inline]
     unsafe fn slot(&self, lane: &Lane, reserved: Reserved) -> &Slot {
-        // SAFETY: the number is that of one of the lane's slots; the rest is the caller's promise.
-        unsafe { self.arena.slot(&lane.share, lane.slot_number(reserved.twice_seq >> 1)) }
+        // SAFETY: the share is the lane's; the rest is the caller's promise.
+        unsafe { self.arena.slot(&lane.share, reserved.twice_seq) }
     }
 
     /// Checks everything but the room; returns the bytes of the encoded headers, and of all that
@@ -461,6 +502,8 @@ struct Open<'a> {
     lanes: &'a Lanes,
     lane: &'a Lane,
     reserved: Reserved,
+    /// See [`Reserved::behind`].
+    next: *const u8,
     descriptor: Descriptor,
 }
 
@@ -484,7 +527,7 @@ impl Drop for Open<'_> {
             let slot = self.lanes.slot(self.lane, self.reserved);
             slot.write(self.descriptor);
             slot.publish(stamp);
-            self.lane.prefetch_next(self.reserved, slot);
+            arena::prefetch(self.next, self.reserved.span, slot);
         }
     }
 }
