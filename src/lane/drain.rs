@@ -5,9 +5,11 @@
 //! stored when a 64th of the lane has come together, and at each look: a store for each frame
 //! would take the credits' cache line from the senders each time.
 
-use super::lanes::{Descriptor, Lanes, PADDING, Start};
+use super::lanes::{Lanes, Start};
 use super::options::LaneOptions;
+use super::order::Order;
 use super::orderings::{Point, release};
+use super::slots::PADDING;
 use super::word::{UNIT_BYTES, Word, widen};
 use crate::record::{RecordView, Shape, TopicId};
 use crate::sync::{Ordering, StaticAtomicU64};
@@ -39,8 +41,8 @@ struct Side {
     /// Everything below is released, and the units up to there.
     released_seq: u64,
     released_position: u32,
-    /// Everything below was popped.
-    popped_below: u64,
+    /// What was found published, and what is next of it.
+    order: Order,
     /// As `released_seq`, as far as senders were told.
     credited: Word,
     popped: u64,
@@ -123,7 +125,7 @@ pub struct LaneLook {
     pub popped: u64,
     /// Padding popped so far. Accepted records are `head_seq - padding`.
     pub padding: u64,
-    /// Descriptors in the queue.
+    /// Published and not popped.
     pub queued: usize,
     /// Frames that are popped and not released.
     pub held: u64,
@@ -131,7 +133,7 @@ pub struct LaneLook {
     pub used_bytes: u64,
     /// Slots that are reserved and not released.
     pub used_slots: u64,
-    /// The lowest lane sequence that was not popped. If the queue has been popped empty since
+    /// The lowest lane sequence that was not popped. If the lane has been popped empty since
     /// a look that showed the same number below `head_seq`, its sender stopped before publishing
     /// it: a hole.
     pub oldest_unpopped: u64,
@@ -147,7 +149,7 @@ impl LaneLook {
         self.popped + self.queued as u64
     }
 
-    /// Reserved and not yet in the queue: senders between reserve and publish.
+    /// Reserved and not yet published: senders between reserve and publish.
     #[must_use]
     pub fn unpublished(&self) -> u64 {
         self.head_seq.saturating_sub(self.published())
@@ -188,7 +190,7 @@ impl Drain {
             table: vec![0; lanes.options.lane_slots].into_boxed_slice(),
             released_seq: start.seq,
             released_position: start.position,
-            popped_below: start.seq,
+            order: Order::new(start.seq),
             credited: Word::new(start.position, start.seq as u32),
             popped: start.seq,
             padding: 0,
@@ -217,34 +219,57 @@ impl Drain {
     /// `lane` must be below [`Drain::lane_count`]; anything else is a caller's bug and panics.
     pub fn look(&mut self, lane: usize) -> LaneLook {
         self.credit(lane);
+        let head = self.scan(lane);
         let side = &self.sides[lane];
-        let words = &self.lanes.lanes[lane];
-        // The length first: see "Look" in the room's orderings.
-        let queued = words.queue.len();
-        let head = Word(words.reservation.0.load(Ordering::Relaxed));
         let head_seq = widen(side.released_seq, head.seq());
         LaneLook {
             head_seq,
             popped: side.popped,
             padding: side.padding,
-            queued,
+            queued: side.order.len(),
             held: side.held,
             used_bytes: u64::from(head.units_since(side.credited)) * UNIT_BYTES as u64,
             used_slots: head_seq - side.released_seq,
-            oldest_unpopped: side.popped_below,
+            oldest_unpopped: side.order.oldest(),
             closed: head.is_closed(),
         }
     }
 
-    /// Takes the next record of a lane. Padding is released and counted on the way.
+    /// Finds what was published since the last scan; returns the reservation word that it read.
+    fn scan(&mut self, lane: usize) -> Word {
+        let Drain { lanes, sides, .. } = self;
+        let (side, words) = (&mut sides[lane], &lanes.lanes[lane]);
+        let head = Word(words.reservation.0.load(Ordering::Relaxed));
+        // A child has no slots to look at.
+        if !lanes.arena.is_forked() {
+            let mark = |seq: u64| {
+                // SAFETY: a slot of this lane, and no fork.
+                let slot = unsafe { lanes.arena.slot(&words.share, (seq as u32) << 1) };
+                slot.mark(seq)
+            };
+            side.order.scan(widen(side.released_seq, head.seq()), mark);
+        }
+        head
+    }
+
+    /// Takes the next record of a lane. Padding is released and counted on the way. In a fork of
+    /// the lanes' own process there is none.
     ///
     /// `lane` must be below [`Drain::lane_count`]; anything else is a caller's bug and panics.
     #[inline]
     pub fn pop(&mut self, lane: usize) -> Option<Frame> {
+        if self.lanes.arena.is_forked() {
+            return None;
+        }
         loop {
-            let descriptor = self.lanes.lanes[lane].queue.pop()?;
-            let is_padding = descriptor.span & PADDING != 0;
-            let frame = self.take(lane, &descriptor);
+            let seq = match self.sides[lane].order.next() {
+                Some(seq) => seq,
+                None => {
+                    self.scan(lane);
+                    self.sides[lane].order.next()?
+                }
+            };
+            let (frame, is_padding) = self.take(lane, seq);
             if !is_padding {
                 return Some(frame);
             }
@@ -253,22 +278,20 @@ impl Drain {
         }
     }
 
+    /// The frame of a sequence that the lane's order has given out, and whether it is padding.
     #[inline]
-    fn take(&mut self, lane: usize, d: &Descriptor) -> Frame {
+    fn take(&mut self, lane: usize, seq: u64) -> (Frame, bool) {
+        let words = &self.lanes.lanes[lane];
+        // SAFETY: the slot is this lane's, and the order gives out what was found published, each
+        // once; it is not given back before it is released. `pop` has seen that this is no fork.
+        let d = unsafe { self.lanes.arena.slot(&words.share, (seq as u32) << 1).descriptor() };
         let side = &mut self.sides[lane];
         let mask = side.table.len() as u64 - 1;
-        let seq = widen(side.released_seq, d.seq);
         let span = d.span & !PADDING;
         side.table[(seq & mask) as usize] = span | HELD;
         side.popped += 1;
         side.held += 1;
-        // Senders publish in another order than they reserved only when they share a lane.
-        while side.popped_below < side.released_seq + mask + 1
-            && side.table[(side.popped_below & mask) as usize] & STATE != 0
-        {
-            side.popped_below += 1;
-        }
-        Frame {
+        let frame = Frame {
             drain: self.id,
             seq,
             timestamp_ms: d.timestamp_ms,
@@ -279,7 +302,8 @@ impl Drain {
             at: d.at,
             span,
             receipt: d.receipt,
-        }
+        };
+        (frame, d.span & PADDING != 0)
     }
 
     /// Whether `frame` is this drain's and not released yet.
@@ -302,12 +326,12 @@ impl Drain {
         if !self.holds(frame) || self.lanes.arena.is_forked() {
             return None;
         }
-        let offset =
-            frame.lane as usize * self.lanes.options.lane_bytes + frame.at as usize * UNIT_BYTES;
+        let share = &self.lanes.lanes[frame.lane as usize].share;
+        let offset = frame.at as usize * UNIT_BYTES;
         // SAFETY: the frame was popped and is not released (`holds`), so its range is the
         // drain's, and stays so during `'a`: release takes `&mut self`. The pop's acquire made
         // its bytes visible. The frame's fields are those of its descriptor, so it lies within.
-        let body = unsafe { self.lanes.arena.bytes(offset, frame.shape.body_len()) };
+        let body = unsafe { self.lanes.arena.bytes(share, offset, frame.shape.body_len()) };
         Some(RecordView {
             topic: frame.topic,
             partition: frame.partition,

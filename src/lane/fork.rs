@@ -1,46 +1,45 @@
 //! Owns the guard that tells a forked child from the process that made the lanes.
 //!
 //! The guard is a word in a page of its own, marked MADV_WIPEONFORK: the kernel gives a child a
-//! page of zeroes instead. Reading it is one load; `getpid` would be a system call.
+//! page of zeroes instead. Reading it is one load; `getpid` would be a system call. The word holds
+//! a limit, so that one comparison tells a length that is too large and a child, where all are.
 
 use std::io;
 
 #[cfg(not(any(loom, miri)))]
 mod imp {
-    use crate::sync::{Ordering, RawAtomicU32};
+    use crate::sync::{Ordering, StaticAtomicU64};
     use memmap2::MmapMut;
     use rustix::mm::{Advice, madvise};
     use std::io;
-
-    const ALIVE: u32 = 1;
 
     pub(in super::super) struct ForkGuard {
         page: MmapMut,
     }
 
     impl ForkGuard {
-        pub(in super::super) fn new() -> io::Result<Self> {
-            let page = MmapMut::map_anon(size_of::<RawAtomicU32>())?;
+        pub(in super::super) fn new(limit: usize) -> io::Result<Self> {
+            let page = MmapMut::map_anon(size_of::<StaticAtomicU64>())?;
             // SAFETY: the range is the mapping just made, and the advice touches no contents now.
             unsafe { madvise(page.as_ptr() as *mut _, page.len(), Advice::LinuxWipeOnFork) }
                 .map_err(|e| super::context("MADV_WIPEONFORK", e.into()))?;
             let guard = ForkGuard { page };
-            guard.word().store(ALIVE, Ordering::Relaxed);
+            guard.word().store((limit as u64).saturating_add(1), Ordering::Relaxed);
             Ok(guard)
         }
 
         #[inline]
-        fn word(&self) -> &RawAtomicU32 {
-            // SAFETY: the mapping is at least four bytes, aligned to a page, zeroed by the
+        fn word(&self) -> &StaticAtomicU64 {
+            // SAFETY: the mapping is at least eight bytes, aligned to a page, zeroed by the
             // kernel, lives as long as `self`, and is only ever read and written through here.
-            unsafe { &*self.page.as_ptr().cast::<RawAtomicU32>() }
+            unsafe { &*self.page.as_ptr().cast::<StaticAtomicU64>() }
         }
 
-        /// Whether this process is a fork of the one that made the guard.
+        /// The limit and one; 0 if this process is a fork of the one that made the guard.
         #[inline]
-        pub(in super::super) fn is_forked(&self) -> bool {
+        pub(in super::super) fn end(&self) -> usize {
             // Relaxed: fork itself orders the wipe before anything that the child does.
-            self.word().load(Ordering::Relaxed) != ALIVE
+            self.word().load(Ordering::Relaxed) as usize
         }
     }
 }
@@ -48,15 +47,17 @@ mod imp {
 // Neither loom nor Miri can fork.
 #[cfg(any(loom, miri))]
 mod imp {
-    pub(in super::super) struct ForkGuard;
+    pub(in super::super) struct ForkGuard {
+        end: usize,
+    }
 
     impl ForkGuard {
-        pub(in super::super) fn new() -> std::io::Result<Self> {
-            Ok(ForkGuard)
+        pub(in super::super) fn new(limit: usize) -> std::io::Result<Self> {
+            Ok(ForkGuard { end: limit.saturating_add(1) })
         }
 
-        pub(in super::super) fn is_forked(&self) -> bool {
-            false
+        pub(in super::super) fn end(&self) -> usize {
+            self.end
         }
     }
 }

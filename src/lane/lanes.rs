@@ -1,13 +1,13 @@
 //! Owns the callers' side: reserve, fill, publish, refuse, close.
 
-use super::arena::Arena;
+use super::arena::{self, Arena, Share};
 use super::options::LaneOptions;
 use super::orderings::{Point, acquire, release};
-use super::queue::Queue;
+use super::slots::{Descriptor, NULL, PADDING, Slot, Stamp};
 use super::thread_id;
-use super::word::{SEQ_MASK, UNIT_BYTES, Word};
+use super::word::{SEQ_MASK, UNIT_BYTES, Word, units_of};
 use crate::error::SendError;
-use crate::record::{ANY_PARTITION, HEADERS_MAX, Header, Shape, TopicId};
+use crate::record::{ANY_PARTITION, HEADERS_MAX, Header, TopicId};
 use crate::sync::{AtomicBool, AtomicU64, Ordering};
 use std::io;
 use std::sync::Arc;
@@ -34,30 +34,6 @@ pub struct OutRecord<'a> {
     pub receipt: u32,
 }
 
-/// What goes through the queue: where a frame lies, and everything about it but its bytes.
-#[derive(Clone, Copy)]
-pub(super) struct Descriptor {
-    pub(super) timestamp_ms: i64,
-    pub(super) topic: TopicId,
-    pub(super) partition: i32,
-    /// The unit at which the body begins, within the lane's arena.
-    pub(super) at: u32,
-    /// Units reserved, those skipped at the arena's end included; [`PADDING`] may be set.
-    pub(super) span: u32,
-    pub(super) seq: u32,
-    pub(super) headers_len: u32,
-    /// [`NULL`] for none.
-    pub(super) key_len: u32,
-    /// [`NULL`] for none.
-    pub(super) value_len: u32,
-    pub(super) receipt: u32,
-}
-
-/// A key's or value's length when it is null.
-pub(super) const NULL: u32 = u32::MAX;
-/// Set in a descriptor's `span` when the frame holds no record.
-pub(super) const PADDING: u32 = 1 << 31;
-
 /// On a pair of cache lines of its own: the hardware fetches lines in pairs.
 #[repr(align(128))]
 pub(super) struct Padded<T>(pub(super) T);
@@ -67,10 +43,8 @@ pub(super) struct Lane {
     pub(super) reservation: Padded<AtomicU64>,
     /// What the drain has given back. Written by the drain.
     pub(super) credits: Padded<AtomicU64>,
-    pub(super) queue: Queue<Descriptor>,
     refused: Padded<[AtomicU64; SEND_ERRORS]>,
-    /// Where its bytes begin in the arena.
-    begin: usize,
+    pub(super) share: Share,
     units: u32,
     slots: u32,
 }
@@ -91,38 +65,32 @@ impl Lane {
         has_room.then_some(((offset + skip) & (self.units - 1), span))
     }
 
-    /// One try; `None` when the lane is closed, has no room, or when somebody was faster.
+    /// One try for what nearly every send meets: an open lane, with room before the arena's end.
+    /// `None` leaves everything else to [`Lanes::reserve_again`].
     #[inline]
-    fn try_reserve(&self, units: u32, seen: Word, credits: Word) -> Option<Reserved> {
-        let (at, span) = self.room(units, seen, credits)?;
-        if seen.is_closed() {
+    fn reserve_plain(&self, units: u32) -> Option<Reserved> {
+        let seen = Word(self.reservation.0.load(Ordering::Relaxed));
+        let credits = Word(self.credits.0.load(acquire(Point::CreditsToReserve)));
+        let at = seen.position() & (self.units - 1);
+        // In 64 bits: see `room`.
+        let used_units = u64::from(seen.units_since(credits)) + u64::from(units);
+        let is_plain = used_units <= u64::from(self.units)
+            && at + units <= self.units
+            && seen.records_since_if_open(credits) < self.slots;
+        if !is_plain {
             return None;
         }
-        let next = Word::new(seen.position().wrapping_add(span), seen.seq().wrapping_add(1));
+        self.exchange(seen, Reserved { at, span: units, twice_seq: seen.0 as u32 })
+    }
+
+    #[inline]
+    fn exchange(&self, seen: Word, reserved: Reserved) -> Option<Reserved> {
+        let next = seen.after(reserved.span);
         self.reservation
             .0
             .compare_exchange(seen.0, next.0, Ordering::Relaxed, Ordering::Relaxed)
             .ok()
-            .map(|_| Reserved { at, span, seq: seen.seq() })
-    }
-
-    #[inline]
-    fn publish(&self, descriptor: Descriptor) {
-        if let Err(back) = self.queue.push(descriptor) {
-            self.publish_again(back);
-        }
-    }
-
-    /// The slot credit makes a push succeed (see the room's page). Should a future queue break
-    /// that, the record waits for the drain's next pop instead of being lost.
-    #[cold]
-    #[inline(never)]
-    fn publish_again(&self, mut descriptor: Descriptor) {
-        debug_assert!(false, "a push with a slot credit found the queue full");
-        while let Err(back) = self.queue.push(descriptor) {
-            descriptor = back;
-            std::hint::spin_loop();
-        }
+            .map(|_| reserved)
     }
 
     #[cold]
@@ -146,6 +114,8 @@ pub(super) struct Start {
 /// The callers' side of all lanes; shared through an [`Arc`].
 pub struct Lanes {
     pub(super) lanes: Box<[Lane]>,
+    /// Their number, a power of two, less one.
+    lane_mask: usize,
     pub(super) arena: Arena,
     pub(super) options: LaneOptions,
     pub(super) start: Start,
@@ -158,7 +128,18 @@ pub struct Lanes {
 struct Reserved {
     at: u32,
     span: u32,
-    seq: u32,
+    /// The lane sequence as it stands in an open lane's word.
+    twice_seq: u32,
+}
+
+impl Reserved {
+    /// Where a next record would begin whose body is as long as this one. Its cache lines, and its
+    /// slot's, were last in the drain's cache: each send asks for those of the next, since a
+    /// reservation waits until the stores before it are done.
+    #[inline]
+    fn behind(&self, body: &[u8]) -> *const u8 {
+        body.as_ptr().wrapping_add(self.span as usize * UNIT_BYTES)
+    }
 }
 
 impl Lanes {
@@ -166,18 +147,25 @@ impl Lanes {
     /// refuse are safe, but some records may never fit.
     pub(super) fn senders(options: &LaneOptions, start: Start) -> io::Result<Arc<Lanes>> {
         let word = Word::new(start.position, start.seq as u32).0;
+        let (bytes, slots) =
+            (options.lanes * options.lane_bytes, options.lanes * options.lane_slots);
+        let arena = Arena::new(bytes, slots, options.record_bytes_max)?;
         let lane = |number: usize| Lane {
             reservation: Padded(AtomicU64::new(word)),
             credits: Padded(AtomicU64::new(word)),
-            queue: Queue::new(options.lane_slots),
             refused: Padded(std::array::from_fn(|_| AtomicU64::new(0))),
-            begin: number * options.lane_bytes,
+            share: arena.share(
+                number * options.lane_bytes,
+                number * options.lane_slots,
+                options.lane_slots,
+            ),
             units: (options.lane_bytes / UNIT_BYTES) as u32,
             slots: options.lane_slots as u32,
         };
         Ok(Arc::new(Lanes {
-            lanes: (0..options.lanes).map(lane).collect(),
-            arena: Arena::new(options.lanes * options.lane_bytes)?,
+            lanes: (0..options.lanes.max(1)).map(lane).collect(),
+            lane_mask: options.lanes.max(1) - 1,
+            arena,
             options: *options,
             start,
             stopped: AtomicBool::new(false),
@@ -192,7 +180,7 @@ impl Lanes {
     /// The calling thread's lane, by number.
     #[inline]
     pub fn lane_number(&self) -> usize {
-        thread_id::current() as usize & (self.lanes.len() - 1)
+        thread_id::current() as usize & self.lane_mask
     }
 
     /// The options that the lanes were made with.
@@ -247,24 +235,88 @@ impl Lanes {
 
     #[inline]
     fn lane_of_thread(&self) -> &Lane {
-        &self.lanes[self.lane_number()]
+        // SAFETY: `lane_mask` is the number of lanes, at least one, less one.
+        unsafe { self.lanes.get_unchecked(thread_id::current() as usize & self.lane_mask) }
     }
 
     #[inline]
     fn send_on(&self, lane: &Lane, r: &OutRecord<'_>) -> Result<(), SendError> {
-        let value_len = r.value.map_or(0, <[u8]>::len);
-        let headers_len = self.check(lane, r, value_len)?;
-        let key = r.key.unwrap_or(&[]);
-        let value = r.value.unwrap_or(&[]);
-        let body_len = headers_len + key.len() + value_len;
+        let Some(value) = r.value else {
+            return self.send_any(lane, r);
+        };
+        if !r.headers.is_empty() {
+            return self.send_any(lane, r);
+        }
+        match r.key {
+            None => self.send_plain(lane, r, &[], value),
+            Some(key) => self.send_keyed(lane, r, key, value),
+        }
+    }
+
+    #[inline(never)]
+    fn send_keyed(
+        &self,
+        lane: &Lane,
+        r: &OutRecord<'_>,
+        key: &[u8],
+        value: &[u8],
+    ) -> Result<(), SendError> {
+        self.send_plain(lane, r, key, value)
+    }
+
+    /// A record of `key`, which is `r.key` or empty, and `value`, which is `r.value`.
+    #[inline(always)]
+    fn send_plain(
+        &self,
+        lane: &Lane,
+        r: &OutRecord<'_>,
+        key: &[u8],
+        value: &[u8],
+    ) -> Result<(), SendError> {
+        let body_len = key.len() + value.len();
+        // One comparison for what is too long and for a fork.
+        if r.partition < ANY_PARTITION || body_len >= self.arena.body_end() {
+            return self.send_any(lane, r);
+        }
         let reserved = self.reserve(lane, body_len)?;
-        // SAFETY: the range was just reserved, and `check` has seen that this is no fork.
-        let body = unsafe { self.body_mut(lane, reserved, body_len) };
-        let rest = fill_front(body, r.headers, key);
-        rest.copy_from_slice(value);
-        let value_len = if r.value.is_some() { value_len as u32 } else { NULL };
-        lane.publish(describe(r, reserved, headers_len as u32, value_len));
-        self.prefetch_next(lane, reserved, body_len);
+        // SAFETY: range and slot were just reserved, the length was below `body_end`, so that this
+        // is no fork, and they are published here and nowhere else.
+        unsafe {
+            let slot = self.slot(lane, reserved);
+            // Before the bytes: copying them is a call, and then less is kept over it.
+            slot.write(describe(r, reserved, 0, value.len() as u32));
+            let body = self.body_mut(lane, reserved, body_len);
+            let next = reserved.behind(body);
+            let (front, rest) = body.split_at_mut(key.len());
+            // Not a copy of nothing: that is a call, too.
+            if !key.is_empty() {
+                front.copy_from_slice(key);
+            }
+            rest.copy_from_slice(value);
+            slot.publish(Stamp::of(reserved.twice_seq));
+            arena::prefetch(next, reserved.span, slot);
+        }
+        Ok(())
+    }
+
+    /// A record with headers or without a value, or one that is refused.
+    #[inline(never)]
+    fn send_any(&self, lane: &Lane, r: &OutRecord<'_>) -> Result<(), SendError> {
+        let value = r.value.unwrap_or(&[]);
+        let (headers_len, front_len) = self.check(lane, r, value.len())?;
+        let body_len = front_len + value.len();
+        let reserved = self.reserve(lane, body_len)?;
+        let value_len = if r.value.is_some() { value.len() as u32 } else { NULL };
+        // SAFETY: as in `send_plain`; `check` has seen that this is no fork.
+        unsafe {
+            let slot = self.slot(lane, reserved);
+            slot.write(describe(r, reserved, headers_len as u32, value_len));
+            let body = self.body_mut(lane, reserved, body_len);
+            let next = reserved.behind(body);
+            fill_front(body, r).copy_from_slice(value);
+            slot.publish(Stamp::of(reserved.twice_seq));
+            arena::prefetch(next, reserved.span, slot);
+        }
         Ok(())
     }
 
@@ -275,16 +327,25 @@ impl Lanes {
         len_max: usize,
         f: impl FnOnce(&mut [u8]) -> usize,
     ) -> Result<(), SendError> {
-        let headers_len = self.check(lane, meta, len_max)?;
-        let key = meta.key.unwrap_or(&[]);
-        let body_len = headers_len + key.len() + len_max;
+        let (headers_len, front_len) = self.check(lane, meta, len_max)?;
+        let body_len = front_len + len_max;
         let reserved = self.reserve(lane, body_len)?;
-        let mut open = Open { lane, descriptor: describe(meta, reserved, 0, NULL) };
+        let mut open = Open {
+            lanes: self,
+            lane,
+            reserved,
+            next: std::ptr::null(),
+            descriptor: describe(meta, reserved, 0, NULL),
+        };
         open.descriptor.span |= PADDING;
         // SAFETY: the range was just reserved, and `check` has seen that this is no fork. `open`
         // publishes it only after `body` is gone.
         let body = unsafe { self.body_mut(lane, reserved, body_len) };
-        let value_len = f(fill_front(body, meta.headers, key));
+        open.next = reserved.behind(body);
+        let value_len = f(fill_front(body, meta));
+        if self.arena.is_forked() {
+            return Err(lane.refuse(SendError::Forked));
+        }
         if value_len > len_max {
             drop(open);
             return Err(lane.refuse(SendError::BadLength));
@@ -293,23 +354,29 @@ impl Lanes {
         open.descriptor.headers_len = headers_len as u32;
         open.descriptor.value_len = value_len as u32;
         drop(open);
-        self.prefetch_next(lane, reserved, headers_len + key.len() + value_len);
         Ok(())
     }
 
-    /// Asks for the cache lines of a next record as long as this one. They were last in the
-    /// drain's cache, and a push waits until the record's bytes are stored; now nobody waits.
+    /// # Safety
+    /// `reserved` is on `lane`, and this process is no fork.
     #[inline]
-    fn prefetch_next(&self, lane: &Lane, reserved: Reserved, body_len: usize) {
-        let next = lane.begin + (reserved.at + reserved.span) as usize * UNIT_BYTES;
-        self.arena.prefetch(next, body_len);
+    unsafe fn slot(&self, lane: &Lane, reserved: Reserved) -> &Slot {
+        // SAFETY: the share is the lane's; the rest is the caller's promise.
+        unsafe { self.arena.slot(&lane.share, reserved.twice_seq) }
     }
 
-    /// Checks everything but the room; returns the bytes of the encoded headers. After it, the
-    /// body's length is at most `record_bytes_max`, and this process is no fork.
+    /// Checks everything but the room; returns the bytes of the encoded headers, and of all that
+    /// stands before the value. After it, these and the value's are at most `record_bytes_max`
+    /// together, and this process is no fork.
     #[inline]
-    fn check(&self, lane: &Lane, r: &OutRecord<'_>, value_len: usize) -> Result<usize, SendError> {
-        if self.arena.is_forked() {
+    fn check(
+        &self,
+        lane: &Lane,
+        r: &OutRecord<'_>,
+        value_len: usize,
+    ) -> Result<(usize, usize), SendError> {
+        let body_end = self.arena.body_end();
+        if body_end == 0 {
             return Err(lane.refuse(SendError::Forked));
         }
         if r.partition < ANY_PARTITION {
@@ -320,23 +387,20 @@ impl Lanes {
         } else {
             headers_len(r.headers).ok_or_else(|| lane.refuse(SendError::BadHeader))?
         };
+        let front_len = headers_len + r.key.map_or(0, <[u8]>::len);
         // Saturating: `len_max` is the caller's number, not the length of anything.
-        let body_len =
-            value_len.saturating_add(headers_len.saturating_add(r.key.map_or(0, <[u8]>::len)));
-        if body_len > self.options.record_bytes_max {
+        if front_len.saturating_add(value_len) >= body_end {
             return Err(lane.refuse(SendError::TooLarge));
         }
-        Ok(headers_len)
+        Ok((headers_len, front_len))
     }
 
     /// Takes a range for `body_len` bytes, a sequence number and a slot, or says why not.
     #[inline]
     fn reserve(&self, lane: &Lane, body_len: usize) -> Result<Reserved, SendError> {
-        let units = body_len.div_ceil(UNIT_BYTES) as u32;
-        let seen = lane.reservation.0.load(Ordering::Relaxed);
-        let credits = lane.credits.0.load(acquire(Point::CreditsToReserve));
+        let units = units_of(body_len);
         // One try here, all others out of line: a loop would make every send keep more at hand.
-        match lane.try_reserve(units, Word(seen), Word(credits)) {
+        match lane.reserve_plain(units) {
             Some(reserved) => Ok(reserved),
             None => self.reserve_again(lane, units),
         }
@@ -355,13 +419,17 @@ impl Lanes {
                 return Err(lane.refuse(reason));
             }
             let credits = Word(lane.credits.0.load(acquire(Point::CreditsToRetry)));
-            if let Some(reserved) = lane.try_reserve(units, seen, credits) {
-                return Ok(reserved);
-            }
-            if lane.room(units, seen, credits).is_none()
-                && lane.reservation.0.load(Ordering::Relaxed) == seen.0
-            {
-                return Err(lane.refuse(SendError::Full));
+            match lane.room(units, seen, credits) {
+                Some((at, span)) => {
+                    let reserved = Reserved { at, span, twice_seq: seen.0 as u32 };
+                    if let Some(reserved) = lane.exchange(seen, reserved) {
+                        return Ok(reserved);
+                    }
+                }
+                None if lane.reservation.0.load(Ordering::Relaxed) == seen.0 => {
+                    return Err(lane.refuse(SendError::Full));
+                }
+                None => {}
             }
         }
     }
@@ -372,10 +440,10 @@ impl Lanes {
     #[inline]
     #[allow(clippy::mut_from_ref)]
     unsafe fn body_mut(&self, lane: &Lane, reserved: Reserved, len: usize) -> &mut [u8] {
-        let offset = lane.begin + reserved.at as usize * UNIT_BYTES;
+        let offset = reserved.at as usize * UNIT_BYTES;
         // SAFETY: a reserved range belongs to its sender until it is published; the credits were
         // loaded with Acquire, so all earlier accesses happen before. It lies within the lane.
-        unsafe { self.arena.bytes_mut(offset, len) }
+        unsafe { self.arena.bytes_mut(&lane.share, offset, len) }
     }
 
     /// Refuses every later send with `Closed`. What was accepted before stays accepted.
@@ -431,13 +499,36 @@ impl std::fmt::Debug for Lanes {
 /// A reserved frame whose closure may panic: dropped, it is published, as padding unless the
 /// closure came back with a length.
 struct Open<'a> {
+    lanes: &'a Lanes,
     lane: &'a Lane,
+    reserved: Reserved,
+    /// See [`Reserved::behind`].
+    next: *const u8,
     descriptor: Descriptor,
 }
 
 impl Drop for Open<'_> {
+    #[inline]
     fn drop(&mut self) {
-        self.lane.publish(self.descriptor);
+        // The closure may have forked: a child has no slots.
+        if self.lanes.arena.is_forked() {
+            return;
+        }
+        // Whatever this thread has sent meanwhile lies below this sequence.
+        let head = self.lane.reservation.0.load(Ordering::Relaxed) as u32 & !(Word::CLOSED as u32);
+        let twice_seq = self.reserved.twice_seq;
+        let stamp = if head == twice_seq.wrapping_add(2) {
+            Stamp::of(twice_seq)
+        } else {
+            Stamp::behind(twice_seq, head)
+        };
+        // SAFETY: `reserved` is this frame's alone and published here only; no fork.
+        unsafe {
+            let slot = self.lanes.slot(self.lane, self.reserved);
+            slot.write(self.descriptor);
+            slot.publish(stamp);
+            arena::prefetch(self.next, self.reserved.span, slot);
+        }
     }
 }
 
@@ -449,7 +540,6 @@ fn describe(r: &OutRecord<'_>, reserved: Reserved, headers_len: u32, value_len: 
         partition: r.partition,
         at: reserved.at,
         span: reserved.span,
-        seq: reserved.seq,
         headers_len,
         key_len: r.key.map_or(NULL, |key| key.len() as u32),
         value_len,
@@ -457,27 +547,16 @@ fn describe(r: &OutRecord<'_>, reserved: Reserved, headers_len: u32, value_len: 
     }
 }
 
-impl Descriptor {
-    pub(super) fn shape(&self) -> Shape {
-        let len = |len| if len == NULL { None } else { Some(len) };
-        Shape {
-            headers_len: self.headers_len,
-            key_len: len(self.key_len),
-            value_len: len(self.value_len),
-        }
-    }
-}
-
 /// Writes headers and key to the front of a body and returns the rest.
 #[inline]
-fn fill_front<'b>(body: &'b mut [u8], headers: &[Header<'_>], key: &[u8]) -> &'b mut [u8] {
+fn fill_front<'b>(body: &'b mut [u8], r: &OutRecord<'_>) -> &'b mut [u8] {
     let mut rest = body;
-    for header in headers {
+    for header in r.headers {
         let len = header.encode(rest);
         rest = &mut rest[len..];
     }
-    let (front, rest) = rest.split_at_mut(key.len());
-    front.copy_from_slice(key);
+    let (front, rest) = rest.split_at_mut(r.key.map_or(0, <[u8]>::len));
+    front.copy_from_slice(r.key.unwrap_or(&[]));
     rest
 }
 

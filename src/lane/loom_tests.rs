@@ -1,7 +1,7 @@
 //! Loom models of reserve, publish, refuse, close and release, at capacity 1 and 2.
 //!
 //! The arena is one or two units long, so that ranges are used again at once; every access to a
-//! unit is checked for order against the conflicting ones. Each model runs as it is, and once
+//! unit, and to a slot, is checked for order against the conflicting ones. Each model runs as it is, and once
 //! more for each [`Point`] with that ordering weakened: at least one model must fail then.
 
 use super::lanes::Start;
@@ -202,6 +202,35 @@ fn look_in_the_middle() {
     });
 }
 
+/// A closure that sends: what it sends leaves before its own record, whatever the drain reads when.
+fn inner_comes_first() {
+    loom::model(|| {
+        let (lanes, mut drain) = Lanes::with_start(&options(2), WRAPPING).unwrap();
+        let sender = {
+            let lanes = lanes.clone();
+            thread::spawn(move || {
+                let outer = lanes.send_with_as(0, &record(&[]), 16, |to| {
+                    lanes.send_as(0, &record(&[1; 16])).unwrap();
+                    to.fill(2);
+                    16
+                });
+                outer.unwrap();
+            })
+        };
+        let mut popped: Vec<u8> = take(&mut drain).into_iter().collect();
+        popped.extend(take(&mut drain));
+        sender.join().unwrap();
+        popped.extend(std::iter::from_fn(|| take(&mut drain)));
+        assert_eq!(popped, [1, 2]);
+        assert_eq!(drain.look(0).used_slots, 0);
+    });
+}
+
+#[test]
+fn what_a_closure_sends_leaves_before_its_own_record() {
+    inner_comes_first();
+}
+
 #[test]
 fn reserve_publish_release_with_one_slot() {
     one_slot();
@@ -244,10 +273,11 @@ fn a_look_in_the_middle_of_sends_adds_up() {
 
 #[test]
 fn every_ordering_that_is_weakened_is_caught() {
-    const MODELS: [(&str, fn()); 3] = [
+    const MODELS: [(&str, fn()); 4] = [
         ("a range used again", reuse),
         ("a stop", stopped_is_seen),
         ("two released out of order", release_out_of_order),
+        ("a closure that sends", inner_comes_first),
     ];
     for point in Point::ALL {
         // Each on a thread of its own: a model that fails leaves loom's state behind.

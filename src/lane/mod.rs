@@ -56,8 +56,9 @@ mod drain;
 mod fork;
 mod lanes;
 mod options;
+mod order;
 mod orderings;
-mod queue;
+mod slots;
 mod thread_id;
 mod word;
 

@@ -19,16 +19,22 @@ pub(super) enum Point {
     ClosedSeen,
     /// The closed bit is set, after `stopped`.
     Close,
+    /// A sender stores its slot's stamp, after the record's bytes and descriptor.
+    Publish,
+    /// The drain reads a stamp: pairs with `Publish`.
+    Published,
 }
 
 #[cfg(loom)]
 impl Point {
-    pub(super) const ALL: [Point; 5] = [
+    pub(super) const ALL: [Point; 7] = [
         Point::CreditsToReserve,
         Point::CreditsToRetry,
         Point::Credits,
         Point::ClosedSeen,
         Point::Close,
+        Point::Publish,
+        Point::Published,
     ];
 }
 
@@ -69,6 +75,8 @@ mod tests {
             ("drain", include_str!("drain.rs")),
             ("fork", include_str!("fork.rs")),
             ("lanes", include_str!("lanes.rs")),
+            ("order", include_str!("order.rs")),
+            ("slots", include_str!("slots.rs")),
             ("thread_id", include_str!("thread_id.rs")),
             ("word", include_str!("word.rs")),
         ];

@@ -288,6 +288,34 @@ fn an_open_frame_is_a_hole_until_it_is_published() {
 }
 
 #[test]
+fn what_closures_send_leaves_before_their_own_records() {
+    let (lanes, mut drain) =
+        Lanes::with_start(&SMALL, Start { position: 0, seq: (1 << 31) - 2 }).unwrap();
+    let send = |value: &[u8]| lanes.send(&record(value)).unwrap();
+    let put = |to: &mut [u8], value: &[u8]| {
+        to[..value.len()].copy_from_slice(value);
+        value.len()
+    };
+    send(b"1");
+    let sent = lanes.send_with(&record(b""), 8, |to| {
+        send(b"2");
+        let sent = lanes.send_with(&record(b""), 8, |to| {
+            send(b"3");
+            put(to, b"4")
+        });
+        sent.unwrap();
+        put(to, b"5")
+    });
+    sent.unwrap();
+    send(b"6");
+    assert_eq!(drain.look(0).queued, 6);
+    let popped: Vec<_> = std::iter::from_fn(|| popped_value(&mut drain, 0)).collect();
+    assert_eq!(popped.concat(), b"123456");
+    let look = drain.look(0);
+    assert_eq!((look.used_slots, look.queued, look.oldest_unpopped), (0, 0, look.head_seq));
+}
+
+#[test]
 fn counters_go_on_over_every_wrap() {
     for seq in [(1 << 31) - 3, (1 << 32) - 3, (5 << 31) - 3] {
         let start = Start { position: u32::MAX - 6, seq };

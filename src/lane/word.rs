@@ -18,6 +18,12 @@ pub(super) const LANE_UNITS_MAX: usize = 1 << 28;
 /// A lane sequence has 31 bits in a word.
 pub(super) const SEQ_MASK: u32 = u32::MAX >> 1;
 
+/// Units that so many bytes take.
+#[inline]
+pub(super) fn units_of(bytes: usize) -> u32 {
+    ((bytes + (UNIT_BYTES - 1)) >> UNIT_BYTES.trailing_zeros()) as u32
+}
+
 /// A reservation word or a credits word.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Word(pub(super) u64);
@@ -46,16 +52,32 @@ impl Word {
         self.0 & Word::CLOSED != 0
     }
 
+    /// This word after a record of `span` units. It must not be closed.
+    #[inline]
+    pub(super) fn after(self, span: u32) -> Word {
+        // The sequence wraps within its half: it must not carry into the position.
+        let low = (self.0 as u32).wrapping_add(2);
+        Word(u64::from(self.position().wrapping_add(span)) << 32 | u64::from(low))
+    }
+
     /// Units from `from` to here.
     #[inline]
     pub(super) fn units_since(self, from: Word) -> u32 {
         self.position().wrapping_sub(from.position())
     }
 
+    /// Records from `from`, a credits word, to here; more than a lane has slots when closed.
+    #[inline]
+    pub(super) fn records_since_if_open(self, from: Word) -> u32 {
+        // The difference is twice the records, and C: it becomes the highest bit.
+        (self.0 as u32).wrapping_sub(from.0 as u32).rotate_right(1)
+    }
+
     /// Records from `from` to here.
     #[inline]
     pub(super) fn records_since(self, from: Word) -> u32 {
-        self.seq().wrapping_sub(from.seq()) & SEQ_MASK
+        // `from` is a credits word, whose lowest bit is 0; ours is shifted out.
+        (self.0 as u32).wrapping_sub(from.0 as u32) >> 1
     }
 }
 
@@ -73,10 +95,17 @@ mod tests {
     fn fields_wrap_without_touching_each_other() {
         let last = Word::new(u32::MAX, SEQ_MASK);
         assert_eq!((last.position(), last.seq(), last.is_closed()), (u32::MAX, SEQ_MASK, false));
-        let next = Word::new(last.position().wrapping_add(3), last.seq() + 1);
+        let next = last.after(3);
+        assert_eq!(next, Word::new(last.position().wrapping_add(3), last.seq() + 1));
         assert_eq!((next.position(), next.seq(), next.is_closed()), (2, 0, false));
         assert_eq!((next.units_since(last), next.records_since(last)), (3, 1));
-        assert!(Word(next.0 | Word::CLOSED).is_closed());
+        assert_eq!(next.records_since_if_open(last), 1);
+        let closed = Word(next.0 | Word::CLOSED);
+        assert!(closed.is_closed());
+        assert_eq!(
+            (closed.records_since(last), closed.records_since_if_open(last)),
+            (1, 1 << 31 | 1)
+        );
     }
 
     #[test]
