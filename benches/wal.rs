@@ -18,6 +18,9 @@
 //! it stands), and how often the next segment was not ready. Then opening and replaying a
 //! backlog: time, and memory.
 //!
+//! Alone are run, with the words `scan` and `sustained`: what reading the log costs beside more
+//! floors, and what sustained appends do beside mappings without a log.
+//!
 //! `FOREBAY_BENCH_WAL_MB` is the length of each row (default 1024; `--quick` is 96),
 //! `FOREBAY_BENCH_DIR` where it is made, `FOREBAY_BENCH_ROUNDS` how often (3),
 //! `FOREBAY_BENCH_BACKLOG_GB` the backlog (default 0.5; 0 for none), which alone is run with the
@@ -28,6 +31,8 @@
 mod common;
 #[path = "wal/scan.rs"]
 mod scan_floors;
+#[path = "wal/sustained.rs"]
+mod sustained_floors;
 
 use common::{Runs, env, histogram, is_quick, log_dir, tick, words};
 use forebay::record::{ANY_PARTITION, Lsn, RecordView, Shape, TopicId};
@@ -418,6 +423,10 @@ fn main() {
     }
     if words().iter().any(|w| w == "scan") {
         return [256, 1024].iter().for_each(|b| scan_floors::scans(*b, megabytes, rounds));
+    }
+    if words().iter().any(|w| w == "sustained") {
+        let floors = sustained_floors::sustained_floors;
+        return [256, 1024].iter().for_each(|b| floors(*b, megabytes, rounds));
     }
     for bytes in [256, 1024] {
         throughput(bytes, megabytes, rounds);

@@ -149,9 +149,8 @@ fn change() -> impl Strategy<Value = Change> {
 
 fn apply(sample: &Sample, bytes: &mut Vec<u8>, change: &Change) {
     let start = |n: usize| sample.starts[n % sample.starts.len()];
-    let length = |at: usize| {
-        u32::from_le_bytes([0, 1, 2, 3].map(|i| sample.bytes[at + i])) as usize
-    };
+    let length =
+        |at: usize| u32::from_le_bytes([0, 1, 2, 3].map(|i| sample.bytes[at + i])) as usize;
     match *change {
         Change::Flip { frame, byte, bit } => {
             if let Some(byte) = bytes.get_mut(start(frame) + byte) {
@@ -214,7 +213,7 @@ fn the_short_way_finds_what_the_long_way_finds_in_damaged_segments() {
         assert!(!agree(sample, sample.bytes.clone()), "the control is sound");
     }
     let (cases, damaged) = (AtomicU64::new(0), AtomicU64::new(0));
-    let config = ProptestConfig { cases: 400, failure_persistence: None, ..Default::default() };
+    let config = ProptestConfig { cases: 200, failure_persistence: None, ..Default::default() };
     proptest!(config, |(aside: bool, changes in vec(change(), 1..6))| {
         let sample = &samples()[usize::from(aside)];
         let mut bytes = sample.bytes.clone();
