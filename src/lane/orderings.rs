@@ -76,6 +76,7 @@ mod tests {
             ("fork", include_str!("fork.rs")),
             ("lanes", include_str!("lanes.rs")),
             ("order", include_str!("order.rs")),
+            ("send", include_str!("send.rs")),
             ("slots", include_str!("slots.rs")),
             ("thread_id", include_str!("thread_id.rs")),
             ("word", include_str!("word.rs")),

@@ -131,6 +131,21 @@ impl Slot {
         }
     }
 
+    /// Changes what was written as padding to a record of this value.
+    ///
+    /// # Safety
+    /// As for `write`, which was called.
+    #[inline]
+    pub(super) unsafe fn set_lengths(&self, span: u32, value_len: u32) {
+        let set = |d: &mut Descriptor| (d.span, d.value_len) = (span, value_len);
+        // SAFETY: as in `write`.
+        #[cfg(loom)]
+        self.descriptor.with_mut(|d| unsafe { (*d).iter_mut().for_each(set) });
+        #[cfg(not(loom))]
+        // SAFETY: as in `write`; it is initialised since then.
+        set(unsafe { (*self.descriptor.get()).assume_init_mut() });
+    }
+
     /// Publishes the record that the slot tells of.
     ///
     /// # Safety

@@ -13,6 +13,12 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+#[path = "closure_tests.rs"]
+mod closures;
+#[cfg(not(miri))]
+#[path = "fork_tests.rs"]
+mod forks;
+
 const SMALL: LaneOptions =
     LaneOptions { lanes: 1, lane_bytes: 1024, lane_slots: 8, record_bytes_max: 128 };
 
@@ -228,94 +234,6 @@ fn options_out_of_range_say_what_is_allowed() {
 }
 
 #[test]
-fn a_closure_writes_in_place() {
-    let (lanes, mut drain) = Lanes::new(&SMALL).unwrap();
-    let meta = OutRecord {
-        key: Some(b"k"),
-        headers: &[Header { name: "h", value: Some(b"v") }],
-        ..record(b"ignored")
-    };
-    lanes
-        .send_with(&meta, 100, |to| {
-            assert_eq!(to.len(), 100);
-            to[..3].copy_from_slice(b"abc");
-            3
-        })
-        .unwrap();
-    let frame = drain.pop(0).unwrap();
-    let view = drain.view(&frame).unwrap();
-    assert_eq!((view.key(), view.value()), (Some(&b"k"[..]), Some(&b"abc"[..])));
-    assert_eq!(view.headers().count(), 1);
-}
-
-#[test]
-fn a_panicking_closure_leaves_padding_and_no_record() {
-    let (lanes, mut drain) = Lanes::new(&SMALL).unwrap();
-    lanes.send(&record(b"before")).unwrap();
-    let panicked = catch_unwind(AssertUnwindSafe(|| {
-        lanes.send_with(&record(b""), 64, |_| panic!("the closure's own"))
-    }));
-    let payload = panicked.unwrap_err();
-    assert_eq!(payload.downcast_ref::<&str>(), Some(&"the closure's own"));
-    lanes.send(&record(b"after")).unwrap();
-    assert_eq!(popped_value(&mut drain, 0).unwrap(), b"before");
-    assert_eq!(popped_value(&mut drain, 0).unwrap(), b"after");
-    assert_eq!(drain.pop(0), None);
-    let look = drain.look(0);
-    assert_eq!((look.head_seq, look.popped, look.padding), (3, 3, 1));
-    assert_eq!((look.used_bytes, look.used_slots), (0, 0));
-}
-
-#[test]
-fn an_open_frame_is_a_hole_until_it_is_published() {
-    let (lanes, mut drain) = Lanes::new(&SMALL).unwrap();
-    let sent = lanes.send_with(&record(b""), 8, |to| {
-        lanes.send(&record(b"inner")).unwrap();
-        let look = drain.look(0);
-        assert_eq!((look.unpublished(), look.oldest_unpopped, look.head_seq), (1, 0, 2));
-        let inner = drain.pop(0).unwrap();
-        assert_eq!(inner.lane_seq(), 1);
-        assert!(drain.release(&inner));
-        let look = drain.look(0);
-        assert_eq!((look.oldest_unpopped, look.popped, look.used_slots), (0, 1, 2));
-        to[..5].copy_from_slice(b"outer");
-        5
-    });
-    sent.unwrap();
-    assert_eq!(popped_value(&mut drain, 0).unwrap(), b"outer");
-    let look = drain.look(0);
-    assert_eq!((look.unpublished(), look.oldest_unpopped, look.used_slots), (0, 2, 0));
-}
-
-#[test]
-fn what_closures_send_leaves_before_their_own_records() {
-    let (lanes, mut drain) =
-        Lanes::with_start(&SMALL, Start { position: 0, seq: (1 << 31) - 2 }).unwrap();
-    let send = |value: &[u8]| lanes.send(&record(value)).unwrap();
-    let put = |to: &mut [u8], value: &[u8]| {
-        to[..value.len()].copy_from_slice(value);
-        value.len()
-    };
-    send(b"1");
-    let sent = lanes.send_with(&record(b""), 8, |to| {
-        send(b"2");
-        let sent = lanes.send_with(&record(b""), 8, |to| {
-            send(b"3");
-            put(to, b"4")
-        });
-        sent.unwrap();
-        put(to, b"5")
-    });
-    sent.unwrap();
-    send(b"6");
-    assert_eq!(drain.look(0).queued, 6);
-    let popped: Vec<_> = std::iter::from_fn(|| popped_value(&mut drain, 0)).collect();
-    assert_eq!(popped.concat(), b"123456");
-    let look = drain.look(0);
-    assert_eq!((look.used_slots, look.queued, look.oldest_unpopped), (0, 0, look.head_seq));
-}
-
-#[test]
 fn counters_go_on_over_every_wrap() {
     for seq in [(1 << 31) - 3, (1 << 32) - 3, (5 << 31) - 3] {
         let start = Start { position: u32::MAX - 6, seq };
@@ -457,40 +375,6 @@ fn the_arena_outlives_whichever_side_goes_first() {
     let lanes = drain.lanes().clone();
     drop(drain);
     lanes.send(&record(b"b")).unwrap();
-}
-
-#[cfg(not(miri))]
-#[test]
-fn a_forked_child_is_refused_and_the_parent_goes_on() {
-    let (lanes, mut drain) = Lanes::new(&SMALL).unwrap();
-    lanes.send(&record(b"before")).unwrap();
-    let frame = drain.pop(0).unwrap();
-    // SAFETY: the child makes no use of other threads' locks but the allocator's, which glibc
-    // keeps usable across a fork, and it ends with `_exit`.
-    let pid = unsafe { libc::fork() };
-    assert!(pid >= 0);
-    if pid == 0 {
-        let mut failed = 0;
-        failed |= i32::from(lanes.send(&record(b"child")) != Err(SendError::Forked));
-        let with = lanes.send_with(&record(b""), 8, |_| 0);
-        failed |= i32::from(with != Err(SendError::Forked)) << 1;
-        failed |= i32::from(drain.view(&frame).is_some()) << 2;
-        failed |= i32::from(refusals(&lanes, SendError::Forked) != 2) << 3;
-        drop((lanes, drain));
-        // SAFETY: ends the process, and nothing else.
-        unsafe { libc::_exit(failed) };
-    }
-    let mut status = 0;
-    // SAFETY: waits for the child just made; `status` is valid for the call.
-    assert_eq!(unsafe { libc::waitpid(pid, &mut status, 0) }, pid);
-    assert!(libc::WIFEXITED(status), "the child died: {status:#x}");
-    assert_eq!(libc::WEXITSTATUS(status), 0);
-
-    assert_eq!(drain.view(&frame).unwrap().value(), Some(&b"before"[..]));
-    drain.release(&frame);
-    lanes.send(&record(b"after")).unwrap();
-    assert_eq!(popped_value(&mut drain, 0).unwrap(), b"after");
-    assert_eq!(refusals(&lanes, SendError::Forked), 0);
 }
 
 #[derive(Clone, Debug)]
