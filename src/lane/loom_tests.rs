@@ -9,7 +9,9 @@ use super::orderings::{Point, WEAK};
 use super::*;
 use crate::error::SendError;
 use crate::record::TopicId;
+use crate::sync::{AtomicBool, Ordering};
 use loom::thread;
+use std::sync::Arc;
 
 const WRAPPING: Start = Start { position: u32::MAX, seq: (1 << 31) - 1 };
 
@@ -226,6 +228,47 @@ fn inner_comes_first() {
     });
 }
 
+/// A drain that looks while a sender is in the middle of a send, and after it, with nothing but the
+/// stamps between them.
+///
+/// Loom looks for another order of two accesses to a word only where the last one before was another
+/// thread's. A sender reads the reservation before it changes it, which hides the drain's read. So
+/// the sender passes flags, each written once, and the drain reads them, to no other end.
+fn met_in_the_middle() {
+    loom::model(|| {
+        let (lanes, mut drain) = Lanes::with_start(&options(2), WRAPPING).unwrap();
+        let flags = Arc::new([(); 3].map(|()| AtomicBool::new(false)));
+        let sender = {
+            let (lanes, flags) = (lanes.clone(), flags.clone());
+            thread::spawn(move || {
+                let first = lanes.send_with_as(0, &record(&[]), 16, |to| {
+                    flags[0].store(true, Ordering::Relaxed);
+                    to.fill(1);
+                    16
+                });
+                first.unwrap();
+                flags[1].store(true, Ordering::Relaxed);
+                lanes.send_as(0, &record(&[2; 16])).unwrap();
+                flags[2].store(true, Ordering::Relaxed);
+            })
+        };
+        let mut popped = Vec::new();
+        for flag in flags.iter() {
+            flag.load(Ordering::Relaxed);
+            popped.extend(take(&mut drain));
+        }
+        sender.join().unwrap();
+        popped.extend(std::iter::from_fn(|| take(&mut drain)));
+        assert_eq!(popped, [1, 2]);
+        assert_eq!(drain.look(0).used_slots, 0);
+    });
+}
+
+#[test]
+fn what_the_drain_meets_in_the_middle_of_sends_is_whole() {
+    met_in_the_middle();
+}
+
 #[test]
 fn what_a_closure_sends_leaves_before_its_own_record() {
     inner_comes_first();
@@ -273,11 +316,12 @@ fn a_look_in_the_middle_of_sends_adds_up() {
 
 #[test]
 fn every_ordering_that_is_weakened_is_caught() {
-    const MODELS: [(&str, fn()); 4] = [
+    const MODELS: [(&str, fn()); 5] = [
         ("a range used again", reuse),
         ("a stop", stopped_is_seen),
         ("two released out of order", release_out_of_order),
         ("a closure that sends", inner_comes_first),
+        ("a drain in the middle", met_in_the_middle),
     ];
     for point in Point::ALL {
         // Each on a thread of its own: a model that fails leaves loom's state behind.

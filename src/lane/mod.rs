@@ -40,8 +40,8 @@
 //!   minus popped minus queued is never negative, and what was published before the look began is
 //!   found, since the look reads words that were written before it began.
 //!
-//! Each of these has a name in `orderings.rs`; loom weakens one after the other, but the publish's
-//! two, and sees a model fail each time. The ring is ours, so the models run over it with the rest.
+//! Each of these has a name in `orderings.rs`; loom weakens one after the other and sees a model
+//! fail each time. The ring is ours, so the models run over it with the rest.
 //! Everything else is Relaxed: `stopped` stands behind the closed bit, counters of refusals and the
 //! numbers of threads carry nothing.
 //!

@@ -1,8 +1,8 @@
 //! Owns the names of every acquire and release of this room, so that each can be weakened alone.
 //!
 //! All other accesses are `Relaxed`, and a test holds the room's source to that. Under loom
-//! `loom_tests` weakens one point of `Point::ALL` after the other and sees a model fail each
-//! time: what is there is needed.
+//! `loom_tests` weakens one point after the other and sees a model fail each time: what is here
+//! is needed.
 
 use crate::sync::Ordering;
 
@@ -27,14 +27,14 @@ pub(super) enum Point {
 
 #[cfg(loom)]
 impl Point {
-    /// Those that the models must catch. The pair of the stamp is not among them: weakened, it was
-    /// not caught yet.
-    pub(super) const ALL: [Point; 5] = [
+    pub(super) const ALL: [Point; 7] = [
         Point::CreditsToReserve,
         Point::CreditsToRetry,
         Point::Credits,
         Point::ClosedSeen,
         Point::Close,
+        Point::Publish,
+        Point::Published,
     ];
 }
 

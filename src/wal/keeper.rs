@@ -202,6 +202,7 @@ impl WalKeeper {
             if files.len() > 0 {
                 self.prepare_meanwhile();
             }
+            self.start_writeback();
         }
         for (kind, number) in std::mem::take(&mut self.recovered) {
             if self.common.state.lock().is_failed(number) {
@@ -219,7 +220,9 @@ impl WalKeeper {
             }
         }
         // A segment is power-safe when its name is, too.
-        if let Err(e) = self.sync_names() {
+        let names = self.sync_names();
+        self.start_writeback();
+        if let Err(e) = names {
             first_error.get_or_insert(e);
         } else {
             let state = self.common.state.lock();
@@ -236,6 +239,7 @@ impl WalKeeper {
         {
             first_error.get_or_insert(e);
         }
+        self.start_writeback();
         let checkpoint = self.checkpoint.sync(&*self.common.storage);
         match first_error {
             Some(e) => Err(e),
@@ -319,7 +323,8 @@ impl WalKeeper {
         Ok(any)
     }
 
-    /// Has the disk begin with what was filled, so that the sync finds little left to do.
+    /// Has the disk begin with what was filled, so that the sync finds little left to do. Between
+    /// two things that wait for the disk, too: what is filled meanwhile would else wait for both.
     fn start_writeback(&mut self) -> bool {
         let mut prepared = false;
         let full: Vec<_> = {
