@@ -51,7 +51,8 @@ impl Ring {
             let at = tail % BYTES;
             let pad = if at + span > BYTES { BYTES - at } else { 0 };
             let end = tail + pad + span;
-            if end - self.head.0.load(Ordering::Acquire) > BYTES {
+            // A tail that is out of date may lie below the head: the exchange tells.
+            if end.saturating_sub(self.head.0.load(Ordering::Acquire)) > BYTES {
                 return false;
             }
             let relaxed = Ordering::Relaxed;
