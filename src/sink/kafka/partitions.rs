@@ -8,6 +8,10 @@
 //! is in flight still come. After a disconnect the retried messages lie in the paused queue, so
 //! a paused partition is tried again from time to time.
 //!
+//! Where every answer takes long though nothing is wrong, that spin would fill each round trip, or
+//! the pauses would follow each other. There what comes while a request is under way waits here:
+//! it couldn't leave before the answer anyway.
+//!
 //! A partition that is silent for much longer, while others are served or Kafka says that it has no
 //! leader, is *stalled*: whoever asks is told so, and goes on with records of others.
 
@@ -24,6 +28,10 @@ pub(super) struct Limits {
     pub turn_bytes: u64,
     /// or nanoseconds, whichever comes first.
     pub turn_ns: u64,
+    /// Whether answers take long from everywhere; then
+    pub is_far: bool,
+    /// what is handed over so long after the first of a request is no longer part of it.
+    pub gather_ns: u64,
     /// A partition without a report for this long, with something in flight, is paused.
     pub silent_ns: u64,
     /// A paused partition is tried again this often,
@@ -33,6 +41,11 @@ pub(super) struct Limits {
     /// A partition without a report for this long may be stalled.
     pub stalled_ns: u64,
 }
+
+/// Answers that take this long come from far away: a busy broker nearby is well below it.
+pub(super) const FAR_NS: u64 = 30_000_000;
+/// What one answer counts for at most: an outage is soon forgotten.
+const WAY_MAX_NS: u64 = 4 * FAR_NS;
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 enum Flow {
@@ -68,25 +81,43 @@ pub(super) struct Partition {
     flow: Flow,
     /// Tries since the last report.
     tries: u32,
+    /// When the first of what is in flight was handed over.
+    begun_ns: u64,
+    /// Reports until that of the marked record, and when it was handed over.
+    marked: u32,
+    marked_ns: u64,
+    /// How long a record takes to its report, smoothed.
+    way_ns: u64,
 }
 
 impl Partition {
     /// Whether a record of `bytes` may be handed over now.
     #[inline]
-    fn has_room(&self, bytes: u64, limits: &Limits) -> bool {
+    fn has_room(&self, bytes: u64, now_ns: u64, limits: &Limits) -> bool {
         self.records == 0
             || (self.flow == Flow::Running
                 && self.records < limits.records_ahead
-                && self.bytes + bytes <= limits.bytes_ahead)
+                && self.bytes + bytes <= limits.bytes_ahead
+                && !(limits.is_far && self.awaits_answer(now_ns, limits)))
+    }
+
+    /// Whether what comes now would only be queued behind a request under way. When that one is
+    /// large it pays to have the next one ready.
+    fn awaits_answer(&self, now_ns: u64, limits: &Limits) -> bool {
+        now_ns >= self.begun_ns + limits.gather_ns && self.bytes < limits.turn_bytes / 2
     }
 
     #[inline]
     fn handed_over(&mut self, bytes: u64, now_ns: u64) {
         if self.records == 0 {
             self.heard_ns = now_ns;
+            self.begun_ns = now_ns;
         }
         self.records += 1;
         self.bytes += bytes;
+        if self.marked == 0 {
+            (self.marked, self.marked_ns) = (self.records, now_ns);
+        }
     }
 
     fn reported(&mut self, bytes: u64, now_ns: u64) {
@@ -96,6 +127,14 @@ impl Partition {
         self.reported_ns = now_ns;
         self.stalled = false;
         self.tries = 0;
+        // A partition reports in order.
+        if self.marked > 0 {
+            self.marked -= 1;
+            if self.marked == 0 {
+                let way_ns = now_ns.saturating_sub(self.marked_ns).min(WAY_MAX_NS);
+                self.way_ns = (3 * self.way_ns + way_ns) / 4;
+            }
+        }
     }
 
     /// Whether it owes a report for longer than a healthy partition does.
@@ -170,10 +209,22 @@ pub(super) enum Choice {
     Unknown,
 }
 
+/// For how long metadata must show fewer partitions, without a report from those above, until
+/// what is in flight there is taken for lost: a broker that is behind may show an older count.
+const GONE_NS: u64 = 500_000_000;
+
+/// Metadata shows fewer partitions than have something in flight.
+#[derive(Clone, Copy, Debug)]
+struct Shrunk {
+    count: usize,
+    since_ns: u64,
+}
+
 /// The partitions of one topic.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Partitions {
     all: Vec<Partition>,
+    shrunk: Option<Shrunk>,
     turn: usize,
     turn_records: u32,
     turn_bytes: u64,
@@ -188,14 +239,31 @@ impl Partitions {
 
     /// Takes the count from metadata. A topic that shrank (deleted and made again) keeps the
     /// accounts above the count as long as anything in them is unreported.
-    pub fn set_count(&mut self, count: usize) {
-        if count < self.all.len() && self.all[count..].iter().any(|p| p.records > 0) {
+    pub fn set_count(&mut self, count: usize, now_ns: u64) {
+        let above = self.all.get(count..).unwrap_or_default();
+        let waiting = above.iter().filter(|p| p.records > 0);
+        if let Some(heard_ns) = waiting.map(|p| p.heard_ns).max() {
+            let before = self.shrunk.filter(|s| s.count == count && heard_ns <= s.since_ns);
+            self.shrunk = before.or(Some(Shrunk { count, since_ns: now_ns }));
             return;
         }
+        self.shrunk = None;
         self.all.resize_with(count, Partition::default);
         if self.turn >= count {
             self.turn = 0;
         }
+    }
+
+    /// Whether metadata shows fewer partitions than have something in flight, and whether it has
+    /// for so long that no report will come: librdkafka gives none for a partition that is gone.
+    pub fn shrunk(&self, now_ns: u64) -> Option<bool> {
+        self.shrunk.map(|s| now_ns >= s.since_ns + GONE_NS)
+    }
+
+    /// How many records are in flight to partitions that are gone.
+    pub fn lost(&self) -> u64 {
+        let above = self.shrunk.and_then(|s| self.all.get(s.count..)).unwrap_or_default();
+        above.iter().map(|p| u64::from(p.records)).sum()
     }
 
     /// Whether the instance owes no report for this partition.
@@ -205,10 +273,10 @@ impl Partitions {
 
     /// For a record that asks for `partition` itself, or whose key chose it.
     #[inline]
-    pub fn fixed(&self, partition: i32, bytes: u64, limits: &Limits) -> Choice {
+    pub fn fixed(&self, partition: i32, bytes: u64, now_ns: u64, limits: &Limits) -> Choice {
         match self.all.get(partition as usize) {
             None => Choice::Unknown,
-            Some(p) if p.has_room(bytes, limits) => Choice::Partition(partition),
+            Some(p) if p.has_room(bytes, now_ns, limits) => Choice::Partition(partition),
             Some(p) if p.stalled => Choice::Stalled(partition),
             Some(_) => Choice::Busy,
         }
@@ -225,7 +293,7 @@ impl Partitions {
         }
         for step in 0..self.all.len() {
             let at = (self.turn + step) % self.all.len();
-            if self.all[at].has_room(bytes, limits) {
+            if self.all[at].has_room(bytes, now_ns, limits) {
                 if step > 0 {
                     self.next_turn(at, now_ns);
                 } else if self.turn_records == 0 {
@@ -321,6 +389,11 @@ impl Partitions {
     /// How many are paused or being tried.
     pub fn silent(&self) -> u32 {
         self.all.iter().filter(|p| p.flow != Flow::Running).count() as u32
+    }
+
+    /// How long the fastest answer takes, of the partitions that owe one.
+    pub fn fastest_ns(&self) -> Option<u64> {
+        self.all.iter().filter(|p| p.records > 0).map(|p| p.way_ns).min()
     }
 
     /// The partition that has been silent longest with something in flight, and since when. One

@@ -8,6 +8,8 @@ const LIMITS: Limits = Limits {
     turn_records: 2,
     turn_bytes: 200,
     turn_ns: 1_000,
+    is_far: false,
+    gather_ns: 3,
     silent_ns: 100,
     probe_every_ns: 500,
     probe_ns: 15,
@@ -16,7 +18,7 @@ const LIMITS: Limits = Limits {
 
 fn partitions(count: usize) -> Partitions {
     let mut all = Partitions::default();
-    all.set_count(count);
+    all.set_count(count, 0);
     all
 }
 
@@ -30,26 +32,26 @@ fn steps(p: &mut Partitions, now_ns: u64) -> Vec<(i32, Step)> {
 fn a_partition_takes_no_more_than_it_may_run_ahead() {
     let mut p = partitions(1);
     for _ in 0..4 {
-        assert_eq!(p.fixed(0, 50, &LIMITS), Choice::Partition(0));
+        assert_eq!(p.fixed(0, 50, 0, &LIMITS), Choice::Partition(0));
         p.handed_over(0, 50, false, 1);
     }
-    assert_eq!(p.fixed(0, 50, &LIMITS), Choice::Busy, "records");
+    assert_eq!(p.fixed(0, 50, 0, &LIMITS), Choice::Busy, "records");
     p.reported(0, 50, 2);
-    assert_eq!(p.fixed(0, 50, &LIMITS), Choice::Partition(0));
-    assert_eq!(p.fixed(0, 251, &LIMITS), Choice::Busy, "bytes");
+    assert_eq!(p.fixed(0, 50, 0, &LIMITS), Choice::Partition(0));
+    assert_eq!(p.fixed(0, 251, 0, &LIMITS), Choice::Busy, "bytes");
 }
 
 #[test]
 fn one_record_always_fits() {
     let p = partitions(1);
-    assert_eq!(p.fixed(0, 1_000_000, &LIMITS), Choice::Partition(0));
+    assert_eq!(p.fixed(0, 1_000_000, 0, &LIMITS), Choice::Partition(0));
 }
 
 #[test]
 fn a_partition_that_is_not_there_is_unknown() {
     let p = partitions(2);
-    assert_eq!(p.fixed(2, 1, &LIMITS), Choice::Unknown);
-    assert_eq!(p.fixed(i32::MAX, 1, &LIMITS), Choice::Unknown);
+    assert_eq!(p.fixed(2, 1, 0, &LIMITS), Choice::Unknown);
+    assert_eq!(p.fixed(i32::MAX, 1, 0, &LIMITS), Choice::Unknown);
 }
 
 #[test]
@@ -97,7 +99,7 @@ fn silence_pauses_and_a_report_resumes() {
     p.handed_over(1, 10, false, 1_000);
     assert_eq!(steps(&mut p, 1_099), []);
     assert_eq!(steps(&mut p, 1_100), [(1, Step::Pause)]);
-    assert_eq!(p.fixed(1, 10, &LIMITS), Choice::Busy, "nothing is queued on a paused one");
+    assert_eq!(p.fixed(1, 10, 0, &LIMITS), Choice::Busy, "nothing is queued on a paused one");
     assert_eq!((p.silent(), p.longest_silence()), (1, Some((1, 1_000))));
     p.reported(1, 10, 1_150);
     assert_eq!(steps(&mut p, 1_150), [(1, Step::Resume)]);
@@ -148,11 +150,28 @@ fn a_report_during_a_try_ends_the_silence_without_another_call() {
 fn a_topic_that_shrinks_keeps_open_accounts() {
     let mut p = partitions(4);
     p.handed_over(3, 10, false, 0);
-    p.set_count(2);
-    assert_eq!(p.count(), 4);
-    p.reported(3, 10, 1);
-    p.set_count(2);
-    assert_eq!(p.count(), 2);
+    p.set_count(2, 1);
+    assert_eq!((p.count(), p.shrunk(1), p.lost()), (4, Some(false), 1));
+    p.reported(3, 10, 2);
+    p.set_count(2, 3);
+    assert_eq!((p.count(), p.shrunk(3), p.lost()), (2, None, 0));
+}
+
+#[test]
+fn what_is_in_flight_to_a_partition_that_is_gone_is_lost_after_a_while() {
+    let mut p = partitions(4);
+    p.handed_over(1, 10, false, 0);
+    p.handed_over(3, 10, false, 0);
+    p.handed_over(3, 10, false, 0);
+    p.set_count(2, 100);
+    // It answers, so it is there: the count was that of a broker that is behind.
+    p.reported(3, 10, 200);
+    p.set_count(2, 300);
+    assert_eq!(p.shrunk(300 + GONE_NS - 1), Some(false));
+    p.set_count(2, 400);
+    assert_eq!((p.shrunk(300 + GONE_NS), p.lost()), (Some(true), 1));
+    p.set_count(4, 500);
+    assert_eq!((p.count(), p.shrunk(u64::MAX), p.lost()), (4, None, 0));
 }
 
 #[test]
@@ -195,12 +214,12 @@ fn a_partition_is_stalled_that_is_silent_while_another_is_served() {
     assert_eq!(judge(&mut p, 2_999, 2_000), [false, false], "too soon");
     assert_eq!(judge(&mut p, 3_000, 900), [false, false], "Kafka hasn't answered since");
     assert_eq!(judge(&mut p, 3_000, 2_000), [true, false]);
-    assert_eq!(p.fixed(0, 10, &LIMITS), Choice::Stalled(0));
-    assert_eq!(p.fixed(1, 10, &LIMITS), Choice::Partition(1));
+    assert_eq!(p.fixed(0, 10, 3_000, &LIMITS), Choice::Stalled(0));
+    assert_eq!(p.fixed(1, 10, 3_000, &LIMITS), Choice::Partition(1));
     assert_eq!(p.keyless(10, 3_000, &LIMITS), Choice::Partition(1), "it goes elsewhere");
     p.reported(0, 10, 3_100);
     assert_eq!(judge(&mut p, 3_101, 2_000), [false, false]);
-    assert_eq!(p.fixed(0, 10, &LIMITS), Choice::Partition(0));
+    assert_eq!(p.fixed(0, 10, 3_101, &LIMITS), Choice::Partition(0));
 }
 
 #[test]
@@ -211,11 +230,54 @@ fn nothing_is_stalled_where_all_are_silent_but_for_what_nobody_leads() {
     p.reported(1, 10, 1_010);
     hand(&mut p, &[0, 1], 1_020);
     assert_eq!(judge(&mut p, 9_000, 8_000), [false, false], "an outage, or one that is over soon");
-    assert_eq!(p.fixed(0, 401, &LIMITS), Choice::Busy);
+    assert_eq!(p.fixed(0, 401, 9_000, &LIMITS), Choice::Busy);
     p.set_leaderless(&[1]);
     assert_eq!(judge(&mut p, 9_001, 8_000), [false, true]);
     assert_eq!(p.longest_silence(), Some((0, 1_020)), "no instance finds a leader where none is");
     p.set_leaderless(&[0, 1]);
     assert_eq!(judge(&mut p, 9_003, 8_000), [true, true]);
     assert!(matches!(p.keyless(10, 9_003, &LIMITS), Choice::Stalled(_)));
+}
+
+#[test]
+fn where_answers_take_long_little_is_queued_behind_a_request() {
+    let far = Limits { is_far: true, ..LIMITS };
+    let mut p = partitions(1);
+    let room =
+        |p: &Partitions, now_ns, limits: &Limits| p.fixed(0, 10, now_ns, limits) != Choice::Busy;
+    assert!(room(&p, 0, &far));
+    p.handed_over(0, 10, false, 100);
+    assert!(room(&p, 102, &far) && !room(&p, 103, &far), "it is no longer part of the request");
+    assert!(room(&p, 103, &LIMITS), "nearby");
+    p.handed_over(0, 90, false, 102);
+    assert!(room(&p, 103, &far), "behind half a request the next one is made ready");
+    p.reported(0, 10, 150);
+    p.reported(0, 90, 150);
+    assert!(room(&p, 150, &far));
+}
+
+#[test]
+fn how_long_answers_take_is_learnt_from_one_record_at_a_time() {
+    let mut p = partitions(2);
+    assert_eq!(p.fastest_ns(), None);
+    for round in 0..40 {
+        let now = round * FAR_NS;
+        for at in 0..2 {
+            p.handed_over(at, 10, false, now);
+            // Not the marked one.
+            p.handed_over(at, 10, false, now + 1);
+        }
+        p.reported(0, 10, now + 100);
+        p.reported(0, 10, now + 200);
+        p.reported(1, 10, now + FAR_NS + 1_000_000);
+        p.reported(1, 10, now + FAR_NS + 1_000_000);
+    }
+    p.handed_over(1, 10, false, 0);
+    assert!(p.fastest_ns().is_some_and(|ns| ns >= FAR_NS), "{p:?}");
+    p.handed_over(0, 10, false, 0);
+    assert!(p.fastest_ns().is_some_and(|ns| ns <= 100), "the fastest of those that owe");
+    // An outage counts for little.
+    p.reported(0, 10, u64::MAX);
+    p.handed_over(0, 10, false, 0);
+    assert!(p.fastest_ns().is_some_and(|ns| ns <= WAY_MAX_NS / 4 + 100), "{p:?}");
 }

@@ -133,6 +133,9 @@ fn limits(config: &Config, requests_ahead: u32, silent_ns: u64, stalled_ns: u64)
         turn_records: u32::try_from(batch_records).unwrap_or(u32::MAX),
         turn_bytes: batch_bytes,
         turn_ns: 10 * MS,
+        is_far: false,
+        // Half of the time that librdkafka gathers.
+        gather_ns: config.number(c"linger.ms", 0) * MS / 2,
         silent_ns,
         probe_every_ns: 500 * MS,
         probe_ns: 15 * MS,
@@ -268,12 +271,12 @@ impl KafkaSink {
     fn choose(&mut self, at: usize, record: &RecordView<'_>, bytes: u64) -> Choice {
         let partitions = &mut self.topics[at].partitions;
         if record.partition >= 0 {
-            return partitions.fixed(record.partition, bytes, &self.limits);
+            return partitions.fixed(record.partition, bytes, self.now_ns, &self.limits);
         }
         match record.key() {
             Some(key) => {
                 let partition = partition_of(key, partitions.count(), self.murmur2);
-                partitions.fixed(partition, bytes, &self.limits)
+                partitions.fixed(partition, bytes, self.now_ns, &self.limits)
             }
             None => partitions.keyless(bytes, self.now_ns, &self.limits),
         }

@@ -2,7 +2,7 @@
 
 use super::{KafkaSink, MS, Phase, STALL_DOUBLINGS_MAX, STEP_NS};
 use crate::sink::Reason;
-use crate::sink::kafka::partitions::Step;
+use crate::sink::kafka::partitions::{FAR_NS, Step};
 
 impl KafkaSink {
     /// Resumes whatever is paused, to be tried.
@@ -38,6 +38,10 @@ impl KafkaSink {
         self.carry_out();
         if self.silent > 0 && self.connected {
             self.judge_stalls();
+        }
+        if let Some(fastest_ns) = self.topics.iter().filter_map(|t| t.partitions.fastest_ns()).min()
+        {
+            self.limits.is_far = fastest_ns >= FAR_NS;
         }
         if self.silent > 0 && silent_before == 0 {
             // The answer, or none, tells a frozen cluster from a slow partition.
