@@ -20,7 +20,7 @@ use crate::clock::Clock;
 use crate::config::WalFull;
 use crate::keeper::KeeperLink;
 use crate::lane::{Drain, Frame, LaneLook};
-use crate::record::{LogPosition, Lsn, NO_RECEIPT, TopicId};
+use crate::record::{Lsn, NO_RECEIPT, TopicId};
 use crate::report::{Opaque, Reason, Report};
 use crate::sequence::policy::{self, Timing, Waiting};
 use crate::sequence::{Finished, Journal, Limits, Popped, Sequence};
