@@ -60,7 +60,7 @@ fn a_partition_without_a_leader() {
         stage.cluster.wait_for(stage.topic, |all| all.iter().all(|p| p.leader.is_some()));
         stage.until(|stats| stats.held.is_empty());
         let back = start.elapsed();
-        receipt.wait(forebay::Level::Delivered, Duration::from_secs(60)).expect("it is delivered");
+        receipt.wait(forebay::Level::Delivered, Duration::from_secs(120)).expect("it is delivered");
         format!(
             "the others took {} in {others:.1?} of it, {aside} set aside; flowing again {back:.1?} \
              after its broker",
