@@ -33,20 +33,45 @@ fn a_partition_without_a_leader() {
     let _heavy = heavy();
     let Some(mut cluster) = Cluster::shared() else { return };
     let topic = cluster.topic_on("leaderless", &[&[1], &[2], &[3]]);
-    play(&mut cluster, Scene::new("leaderless partition").on(topic), |stage| {
+    let scene = Scene::new("leaderless partition").on(topic).span(SPAN);
+    let outcome = play(&mut cluster, scene, |stage| {
+        // The control: with a leader everywhere nothing is held.
+        let healthy = stage.pipeline.stats();
+        assert!(healthy.held.is_empty() && healthy.books.delivered > 0, "{healthy:?}");
+        assert_eq!(healthy.books.set_aside, 0, "{healthy:?}");
         stage.cluster.kill(3);
         stage.cluster.wait_for(stage.topic, |all| all[2].leader.is_none());
-        let before = stage.pipeline.stats().books.delivered;
-        stage.hold(Duration::from_secs(5));
-        let others = stage.pipeline.stats().books.delivered - before;
+        let (start, before) = (Instant::now(), stage.pipeline.stats().books.delivered);
+        let receipt = stage.track(2);
+        // More than the span has room for, while nothing of the third is answered.
+        stage.until(|stats| stats.books.delivered > before + 3 * SPAN);
+        let others = start.elapsed();
+        let stats = stage.pipeline.stats();
+        let held: Vec<_> = stats.held.iter().map(|h| (h.reason, h.partition)).collect();
+        assert_eq!(held, [("partition_stalled", Some(2))], "{stats:?}");
+        assert!(
+            stage.cluster.oracle().leaders(stage.topic).is_ok_and(|all| all[2].leader.is_none())
+        );
+        let pending = receipt.wait(forebay::Level::Delivered, Duration::from_millis(1));
+        assert!(pending.is_err(), "{pending:?}");
+        let aside = stats.held[0].records;
         stage.cluster.restart(&[3]);
+        let start = Instant::now();
         stage.cluster.wait_for(stage.topic, |all| all.iter().all(|p| p.leader.is_some()));
-        let first = stage.until_delivered();
+        stage.until(|stats| stats.held.is_empty());
+        let back = start.elapsed();
+        receipt.wait(forebay::Level::Delivered, Duration::from_secs(120)).expect("it is delivered");
         format!(
-            "the others took {others} in 5 s of it; with a leader, the first report {first:.1?}"
+            "the others took {} in {others:.1?} of it, {aside} set aside; flowing again {back:.1?} \
+             after its broker",
+            3 * SPAN
         )
     });
+    assert_eq!((outcome.stats.rebuilds, outcome.audit.duplicates), (0, 0));
 }
+
+/// The span of that scene.
+const SPAN: u64 = 16_384;
 
 /// Keys move to other partitions: their order is given up, nothing else.
 #[test]

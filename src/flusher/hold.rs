@@ -1,5 +1,6 @@
-//! Owns held topics: what becomes of the records of a topic that can't be had now (unknown,
-//! unauthorised, deleted), and how they come back.
+//! Owns what is held: what becomes of the records of a topic that can't be had now (unknown,
+//! unauthorised, deleted), or of one partition that is silent while others are served; and how they
+//! come back.
 //!
 //! As soon as a topic is held, its records go, where the `produced` cursor meets them, into the
 //! set-aside log with the reason `held:...`: final for the main sequence, so that nobody waits
@@ -11,26 +12,32 @@
 //! main log brings once more then is set aside behind newer ones (and a power cut may have taken
 //! the first copy). Such records are known by their numbers, and take their turn by them.
 //!
-//! A set-aside segment goes when all that it holds is final in this way. How far a topic is
-//! redriven is in the checkpoint; a run that finds more than that holds the topic from its start.
+//! A silent partition is held in the same way, but nobody may wait for what Kafka owes of it:
+//! `partitions.rs`. A topic and its partitions may be held at the same time; what was held first
+//! comes back first.
+//!
+//! A set-aside segment goes when all that it holds is final in this way. How far a topic or a
+//! partition is redriven is in the checkpoint; a run that finds more than that holds it from its
+//! start.
 
 use super::{Flusher, Parked};
-use crate::record::{LogPosition, Lsn, TopicId};
+use crate::record::{ANY_PARTITION, LogPosition, Lsn, TopicId};
 use crate::report::{Opaque, Reason};
 use crate::stats::HeldTopic;
-use crate::wal::{AsideItem, AsideReader, Wal};
+use crate::topics::TopicTable;
+use crate::wal::{AsideItem, AsideReader, TopicBooks, Wal};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
+mod partitions;
 mod redrive;
 
-/// What the reason of a held record begins with in the set-aside log.
-pub(super) const HELD: &str = "held:";
 /// Before the first probe, and between two while the sink itself knows that the topic can't be had.
 const PROBE_NS: u64 = 100_000_000;
 /// Marks our opaques: the in-flight table never has so many slots.
 const OURS: u64 = 1 << 31;
 /// Reasons that an earlier run may have had.
-const KNOWN: [&str; 6] = [
+const KNOWN: [&str; 7] = [
+    partitions::STALLED,
     "topic_unavailable",
     "topic_unauthorised",
     "topic_invalid",
@@ -42,6 +49,34 @@ const KNOWN: [&str; 6] = [
 /// Whether a report is about a record that is being redriven.
 pub(super) fn is_ours(opaque: Opaque) -> bool {
     opaque.0 & OURS != 0
+}
+
+/// What is held: a topic, or one partition of it.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(super) struct Key {
+    pub(super) topic: TopicId,
+    /// [`ANY_PARTITION`]: the whole topic.
+    partition: i32,
+}
+
+impl Key {
+    fn whole(topic: TopicId) -> Key {
+        Key { topic, partition: ANY_PARTITION }
+    }
+
+    fn of(topic: TopicId, partition: Option<i32>) -> Key {
+        Key { topic, partition: partition.unwrap_or(ANY_PARTITION) }
+    }
+
+    pub(super) fn partition(self) -> Option<i32> {
+        (self.partition != ANY_PARTITION).then_some(self.partition)
+    }
+
+    /// Whether a record may be a matter of both.
+    fn meets(self, other: Key) -> bool {
+        let either_whole = self.partition().is_none() || other.partition().is_none();
+        self.topic == other.topic && (either_whole || self.partition == other.partition)
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -73,13 +108,26 @@ struct Open {
     fate: Fate,
 }
 
+/// A record that is to be set aside.
+#[derive(Clone, Copy)]
+struct Queued {
+    opaque: Opaque,
+    reason: Reason,
+    /// The sink has it; else it is parked in the in-flight table.
+    in_flight: bool,
+}
+
 struct Hold {
+    /// Its place in the order in which holds began.
+    number: u64,
     reason: Reason,
     since_unix_ms: i64,
     phase: Phase,
     pause_ns: u64,
-    /// Parked in the in-flight table, to be set aside, by number.
-    queue: BTreeMap<Lsn, (Opaque, Reason)>,
+    /// To be set aside, by number.
+    queue: BTreeMap<Lsn, Queued>,
+    /// What the sink has of the partition belongs into the queue.
+    gathers: bool,
     /// In the set-aside log and not final.
     records: u64,
     /// Everything of the topic before this place is final.
@@ -99,16 +147,22 @@ struct Hold {
     guilty_reader: Option<AsideReader>,
     /// Found at open: the main log may bring older ones.
     is_old: bool,
+    /// Everything below this number is final, but for what is early or in the queue.
+    low: Lsn,
+    /// Who waits for a record of a partition that is held: that is no verdict.
+    receipts: BTreeMap<LogPosition, u32>,
 }
 
 impl Hold {
     fn new(reason: Reason, since_unix_ms: i64, mark: LogPosition) -> Hold {
         Hold {
+            number: 0,
             reason,
             since_unix_ms,
             phase: Phase::Held { probe_at_ns: 0 },
             pause_ns: PROBE_NS,
             queue: BTreeMap::new(),
+            gathers: false,
             records: 0,
             mark,
             open: BTreeMap::new(),
@@ -121,6 +175,8 @@ impl Hold {
             guilty: BTreeSet::new(),
             guilty_reader: None,
             is_old: false,
+            low: Lsn(0),
+            receipts: BTreeMap::new(),
         }
     }
 
@@ -128,6 +184,7 @@ impl Hold {
     fn added(&mut self, lsn: Lsn, position: LogPosition) {
         if self.records == 0 && self.open.is_empty() {
             self.mark = position;
+            self.low = lsn;
         }
         self.records += 1;
         if lsn < self.highest {
@@ -157,7 +214,11 @@ impl Hold {
     fn fall_back(&mut self, probe_at_ns: u64) {
         match &mut self.phase {
             Phase::Held { .. } => {}
-            phase => *phase = Phase::Held { probe_at_ns },
+            phase => {
+                // Newer ones may have flown meanwhile.
+                self.gathers |= *phase == Phase::Flowing;
+                *phase = Phase::Held { probe_at_ns };
+            }
         }
     }
 
@@ -184,23 +245,29 @@ impl Hold {
         while let Some(first) = self.open.first_entry().filter(|e| is_behind(e.key(), e.get())) {
             let LogPosition { segment, offset } = *first.key();
             self.mark = LogPosition { segment, offset: offset + 1 };
-            first.remove();
+            self.low = self.low.max(first.remove().lsn.next());
         }
     }
 }
 
-/// All held topics.
+/// All that is held.
 #[derive(Default)]
 pub(super) struct Holds {
-    topics: BTreeMap<TopicId, Hold>,
-    /// How far topics that aren't held any more are redriven.
-    marks: BTreeMap<TopicId, LogPosition>,
+    all: BTreeMap<Key, Hold>,
+    /// Holds that ever began.
+    begun: u64,
+    /// How far what isn't held any more is redriven.
+    marks: BTreeMap<Key, LogPosition>,
     /// Set-aside segments that hold records of held topics.
     segments: BTreeSet<u64>,
     /// Set-aside segments that hold dead letters.
     dead: BTreeSet<u64>,
-    /// Our opaques on their way.
-    tickets: HashMap<u64, (TopicId, LogPosition)>,
+    /// Opaques on their way: ours, and those of records that the sink had before.
+    tickets: HashMap<u64, (Key, LogPosition)>,
+    /// The first record of the span, and since when it is that.
+    front: (Lsn, u64),
+    /// Where the last record was set aside.
+    placed: Option<LogPosition>,
     next_ticket: u64,
     /// Reasons seen.
     names: Vec<&'static str>,
@@ -209,6 +276,8 @@ pub(super) struct Holds {
     /// Records that were set aside because their topic is held, ever.
     #[cfg(test)]
     pub(super) moved: u64,
+    #[cfg(test)]
+    pub(super) moved_of_partitions: u64,
 }
 
 impl Holds {
@@ -217,7 +286,7 @@ impl Holds {
     pub(super) fn find(
         wal: Option<&Wal>,
         window: usize,
-        marks: BTreeMap<TopicId, LogPosition>,
+        marks: BTreeMap<Key, LogPosition>,
         mut found: impl FnMut(TopicId, &'static str),
     ) -> Holds {
         let mut holds = Holds { marks, window, names: KNOWN.to_vec(), ..Holds::default() };
@@ -227,18 +296,18 @@ impl Holds {
             match wal.read_aside(&mut reader) {
                 AsideItem::Record(aside) => {
                     let (segment, topic) = (aside.position.segment, aside.record.topic);
-                    let Some(reason) = holds.held_name(aside.note.reason) else {
+                    let Some((name, partition)) = aside.note.held() else {
                         holds.dead.insert(segment);
                         continue;
                     };
+                    let (reason, key) = (holds.word(name), Key::of(topic, partition));
                     holds.segments.insert(segment);
-                    let mark = holds.mark_of(topic);
+                    let mark = holds.mark_of(key);
                     if aside.position < mark {
                         continue;
                     }
                     let reason = Reason { name: reason, code: aside.note.code };
-                    let new = || Hold::new(reason, aside.note.unix_ms, mark);
-                    let hold = holds.topics.entry(topic).or_insert_with(new);
+                    let hold = holds.begin(key, || Hold::new(reason, aside.note.unix_ms, mark));
                     hold.added(aside.lsn, aside.position);
                     hold.is_old = true;
                     found(topic, reason.name);
@@ -255,7 +324,16 @@ impl Holds {
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.topics.is_empty()
+        self.all.is_empty()
+    }
+
+    /// The hold of `key`, a new one if there is none.
+    fn begin(&mut self, key: Key, new: impl FnOnce() -> Hold) -> &mut Hold {
+        let begun = &mut self.begun;
+        self.all.entry(key).or_insert_with(|| {
+            *begun += 1;
+            Hold { number: *begun, ..new() }
+        })
     }
 
     /// Whether Kafka owes a report for any record that is redriven.
@@ -263,19 +341,33 @@ impl Holds {
         !self.tickets.is_empty()
     }
 
-    /// The topics that are held.
-    pub(super) fn held(&self) -> impl Iterator<Item = TopicId> + '_ {
-        self.topics.keys().copied()
+    /// What is held.
+    pub(super) fn held(&self) -> impl Iterator<Item = Key> + '_ {
+        self.all.keys().copied()
     }
 
-    fn mark_of(&self, topic: TopicId) -> LogPosition {
-        self.marks.get(&topic).copied().unwrap_or_default()
+    fn mark_of(&self, key: Key) -> LogPosition {
+        self.marks.get(&key).copied().unwrap_or_default()
     }
 
-    /// The name behind `held:`, as a word that lives for ever; `None` for a dead letter's reason.
-    fn held_name(&self, reason: &str) -> Option<&'static str> {
-        let name = reason.strip_prefix(HELD)?;
-        Some(self.names.iter().find(|n| **n == name).copied().unwrap_or("topic"))
+    /// A reason's name as a word that lives for ever.
+    fn word(&self, name: &str) -> &'static str {
+        self.names.iter().find(|n| **n == name).copied().unwrap_or("topic")
+    }
+
+    /// Whether a record that goes to `partition` is held back.
+    pub(super) fn keeps(&self, topic: TopicId, partition: Option<i32>) -> bool {
+        let key = Key::of(topic, partition);
+        let is_its_own =
+            |other: &Key| other.topic == topic && (other.partition().is_none() || *other == key);
+        self.all.iter().any(|(other, h)| is_its_own(other) && h.phase != Phase::Flowing)
+    }
+
+    /// Whether what was held before this, and what may hold older records of it, isn't through yet.
+    fn waits_for_older(&self, key: Key) -> bool {
+        let Some(hold) = self.all.get(&key) else { return false };
+        let goes_first = |h: &Hold| h.number < hold.number && h.phase != Phase::Flowing;
+        self.all.iter().any(|(other, h)| other.meets(key) && goes_first(h))
     }
 
     /// A dead letter lies in this segment: nobody but its owner removes it.
@@ -283,18 +375,19 @@ impl Holds {
         self.dead.insert(position.segment);
     }
 
-    /// How far each topic is redriven, for the checkpoint.
-    pub(super) fn marks(&self) -> impl Iterator<Item = (TopicId, LogPosition)> + '_ {
-        let held = self.topics.iter().map(|(topic, hold)| (*topic, hold.mark));
-        let rest = self.marks.iter().filter(|(topic, _)| !self.topics.contains_key(topic));
-        held.chain(rest.map(|(topic, mark)| (*topic, *mark)))
+    /// How far each topic and partition is redriven, for the checkpoint.
+    pub(super) fn marks(&self) -> impl Iterator<Item = (Key, LogPosition)> + '_ {
+        let held = self.all.iter().map(|(key, hold)| (*key, hold.mark));
+        let rest = self.marks.iter().filter(|(key, _)| !self.all.contains_key(key));
+        held.chain(rest.map(|(key, mark)| (*key, *mark)))
     }
 
     /// What `stats` says of them; the names are filled in by the caller.
     pub(super) fn tell(&self, to: &mut Vec<HeldTopic>, name: impl Fn(TopicId) -> String) {
         to.clear();
-        to.extend(self.topics.iter().map(|(topic, hold)| HeldTopic {
-            topic: name(*topic),
+        to.extend(self.all.iter().map(|(key, hold)| HeldTopic {
+            topic: name(key.topic),
+            partition: key.partition(),
             reason: hold.reason.name,
             code: hold.reason.code,
             since_unix_ms: hold.since_unix_ms,
@@ -302,6 +395,19 @@ impl Holds {
             redriving: matches!(hold.phase, Phase::Draining | Phase::Flowing),
         }));
     }
+}
+
+/// How far what was held is redriven, by the checkpoint's account.
+pub(super) fn marks_of(topics: &[TopicBooks], table: &TopicTable) -> BTreeMap<Key, LogPosition> {
+    let mut marks = BTreeMap::new();
+    for books in topics {
+        let partitions = books.redriven_partitions.iter().map(|(p, mark)| (Some(*p), *mark));
+        let whole = (books.redriven != LogPosition::default()).then_some((None, books.redriven));
+        for (partition, mark) in partitions.chain(whole) {
+            marks.insert(Key::of(table.intern(&books.name), partition), mark);
+        }
+    }
+    marks
 }
 
 impl Flusher {
@@ -316,12 +422,12 @@ impl Flusher {
     ) {
         let unix_ms = self.clock.unix_ms();
         let name = self.name(topic);
-        let holds = &mut self.holds;
+        let (holds, key) = (&mut self.holds, Key::whole(topic));
         if !holds.names.contains(&reason.name) {
             holds.names.push(reason.name);
         }
-        let mark = holds.mark_of(topic);
-        let hold = holds.topics.entry(topic).or_insert_with(|| {
+        let mark = holds.mark_of(key);
+        let hold = holds.begin(key, || {
             tracing::warn!(topic = %name, reason = reason.name, "the topic is held; its records are set aside until it can be had");
             let mut hold = Hold::new(reason, unix_ms, mark);
             hold.phase = Phase::Held { probe_at_ns: now_ns + PROBE_NS };
@@ -329,20 +435,37 @@ impl Flusher {
         });
         hold.reason = reason;
         hold.fall_back(now_ns + hold.pause_ns);
-        hold.queue.insert(lsn, (opaque, reason));
+        hold.queue.insert(lsn, Queued { opaque, reason, in_flight: false });
         self.changed = true;
     }
 
-    /// Whether the record waits because its topic is held.
-    pub(super) fn hold_back(&mut self, topic: TopicId, lsn: Lsn, opaque: Opaque) -> bool {
-        if self.holds.is_empty() {
-            return false;
+    /// Whether the record waits because its topic, or the partition that it must go to, is held.
+    pub(super) fn hold_back(
+        &mut self,
+        topic: TopicId,
+        partition: Option<i32>,
+        lsn: Lsn,
+        opaque: Opaque,
+    ) -> bool {
+        let key = Key::of(topic, partition);
+        // A record of before belongs to the first that may hold newer ones, a new one to the last.
+        let mut last: Option<&mut Hold> = None;
+        for (other, hold) in &mut self.holds.all {
+            let is_its_own = other.topic == topic && (other.partition().is_none() || *other == key);
+            if !is_its_own || hold.phase == Phase::Flowing {
+                continue;
+            }
+            last = Some(match last {
+                Some(before) => {
+                    let (older, newer) =
+                        if before.number < hold.number { (before, hold) } else { (hold, before) };
+                    if lsn <= older.highest { older } else { newer }
+                }
+                None => hold,
+            });
         }
-        let Some(hold) = self.holds.topics.get_mut(&topic) else { return false };
-        if hold.phase == Phase::Flowing {
-            return false;
-        }
-        hold.queue.insert(lsn, (opaque, hold.reason));
+        let Some(hold) = last else { return false };
+        hold.queue.insert(lsn, Queued { opaque, reason: hold.reason, in_flight: false });
         self.seq.park(opaque);
         self.changed = true;
         true
@@ -350,34 +473,38 @@ impl Flusher {
 
     /// Writes what is held back to the set-aside log, in order. False when the log can't serve.
     pub(super) fn set_aside_held(&mut self) -> bool {
-        let topics: Vec<TopicId> = self.holds.held().collect();
-        for topic in topics {
-            // What Kafka owes a report for, or a new instance is to be given, may be older.
-            if self.seq.owed_of(topic) > 0 {
-                continue;
-            }
-            while let Some(hold) = self.holds.topics.get_mut(&topic) {
-                let Some((lsn, (opaque, reason))) = hold.queue.pop_first() else { break };
-                let parked = Parked { opaque, reason, held: Some(topic) };
-                if !self.aside_one(&parked) {
-                    if let Some(hold) = self.holds.topics.get_mut(&topic) {
-                        hold.queue.insert(lsn, (opaque, reason));
-                    }
+        let keys: Vec<Key> = self.holds.held().collect();
+        for key in keys {
+            self.gather(key);
+            while let Some((lsn, queued)) = self.next_queued(key) {
+                let Queued { opaque, reason, in_flight } = queued;
+                self.holds.placed = None;
+                if !self.aside_one(&Parked { opaque, reason, held: Some(key) }) {
                     return false;
+                }
+                let placed = self.holds.placed.take();
+                let Some(hold) = self.holds.all.get_mut(&key) else { break };
+                hold.queue.remove(&lsn);
+                if let Some(at) = placed.filter(|_| in_flight) {
+                    hold.open.insert(at, Open { lsn, reason: reason.name, fate: Fate::Handed });
+                    hold.handed += 1;
+                    self.holds.tickets.insert(opaque.0, (key, at));
                 }
             }
         }
         true
     }
 
-    /// A record of a held topic is in the set-aside log.
-    pub(super) fn held_is_aside(&mut self, topic: TopicId, lsn: Lsn, position: LogPosition) {
+    /// A record of what is held is in the set-aside log.
+    pub(super) fn held_is_aside(&mut self, key: Key, lsn: Lsn, position: LogPosition) {
         self.holds.segments.insert(position.segment);
+        self.holds.placed = Some(position);
         #[cfg(test)]
         {
             self.holds.moved += 1;
+            self.holds.moved_of_partitions += u64::from(key.partition().is_some());
         }
-        if let Some(hold) = self.holds.topics.get_mut(&topic) {
+        if let Some(hold) = self.holds.all.get_mut(&key) {
             hold.added(lsn, position);
         }
     }

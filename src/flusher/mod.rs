@@ -20,7 +20,7 @@ use crate::clock::Clock;
 use crate::config::WalFull;
 use crate::keeper::KeeperLink;
 use crate::lane::{Drain, Frame, LaneLook};
-use crate::record::{LogPosition, Lsn, NO_RECEIPT, TopicId};
+use crate::record::{Lsn, NO_RECEIPT, TopicId};
 use crate::report::{Opaque, Reason, Report};
 use crate::sequence::policy::{self, Timing, Waiting};
 use crate::sequence::{Finished, Journal, Limits, Popped, Sequence};
@@ -28,8 +28,8 @@ use crate::shared::Shared;
 use crate::sink::{Sink, SinkState};
 use crate::wal::{Reader, Recovery, Wal};
 use ages::Ages;
-use hold::Holds;
 use hdrhistogram::Histogram;
+use hold::{Holds, Key};
 use std::collections::VecDeque;
 use std::sync::Arc;
 
@@ -64,8 +64,8 @@ pub(crate) struct Parts {
 struct Parked {
     opaque: Opaque,
     reason: Reason,
-    /// Its topic, when that is held: it will be delivered later.
-    held: Option<TopicId>,
+    /// What of it is held: it will be delivered later.
+    held: Option<Key>,
 }
 
 /// A flush that somebody waits for.
@@ -238,13 +238,13 @@ impl Flusher {
         }
         let before = recovery.checkpoint.clone().unwrap_or_default();
         let (wal, keeper) = parts.wal.unzip();
-        let redriven = before.topics.iter().filter(|t| t.redriven != LogPosition::default());
-        let marks = redriven.map(|t| (parts.shared.topics.intern(&t.name), t.redriven)).collect();
+        let marks = hold::marks_of(&before.topics, &parts.shared.topics);
         let mut held = 0;
-        let holds = Holds::find(wal.as_ref(), parts.in_flight_max_records, marks, |topic, reason| {
-            seq.recovered_aside(topic, reason);
-            held += 1;
-        });
+        let holds =
+            Holds::find(wal.as_ref(), parts.in_flight_max_records, marks, |topic, reason| {
+                seq.recovered_aside(topic, reason);
+                held += 1;
+            });
         let damage = &recovery.damage;
         let figures = Figures {
             looks: 0,
@@ -270,8 +270,8 @@ impl Flusher {
         for (name, _) in &recovery.records_by_topic {
             sink.announce(name);
         }
-        for topic in holds.held() {
-            if let Some(name) = parts.shared.topics.name(topic) {
+        for key in holds.held() {
+            if let Some(name) = parts.shared.topics.name(key.topic) {
                 sink.announce(&name);
             }
         }
@@ -327,10 +327,22 @@ impl Flusher {
         self.holds.moved
     }
 
-    /// Whether any topic is held, or any of its records on its way back.
+    /// Of those, the ones whose partition alone is.
+    #[cfg(test)]
+    pub(crate) fn held_partition_moves(&self) -> u64 {
+        self.holds.moved_of_partitions
+    }
+
+    /// Whether anything is held, or on its way back.
     #[cfg(test)]
     pub(crate) fn is_holding(&self) -> bool {
         !self.holds.is_empty()
+    }
+
+    /// Whether a whole topic is.
+    #[cfg(test)]
+    pub(crate) fn is_holding_a_topic(&self) -> bool {
+        self.holds.held().any(|key| key.partition().is_none())
     }
 
     /// One turn at `now_ns`.
@@ -361,6 +373,7 @@ impl Flusher {
         }
         let mut more = self.redrive_held(now_ns);
         more |= self.produce(now_ns) || dropping;
+        self.watch_front(now_ns);
         if !self.holds.is_empty() {
             self.set_aside_held();
         }
@@ -501,7 +514,8 @@ impl Flusher {
     /// Flushes that are done, receipts that are stale, the log's tail, the snapshot.
     fn finish(&mut self, now_ns: u64) {
         let acked = self.seq.acked();
-        while self.flushes.front().is_some_and(|f| f.heads.is_empty() && f.target <= acked) {
+        let is_final = acked.min(self.holds.partitions_low());
+        while self.flushes.front().is_some_and(|f| f.heads.is_empty() && f.target <= is_final) {
             if let Some(ticket) = self.flushes.pop_front() {
                 self.shared.set_flush_done(ticket.number);
                 self.changed = true;

@@ -1,12 +1,12 @@
 //! Owns the way to the sink and back: handing over, reports, set-aside, rebuild.
 
 use super::room::SET_ASIDE_FULL;
-use super::{Flusher, hold, PRODUCE_PER_LOOK, Parked, RECORD_OVERHEAD_BYTES, STATE_EVERY_NS};
-use crate::record::LogPosition;
+use super::{Flusher, PRODUCE_PER_LOOK, Parked, RECORD_OVERHEAD_BYTES, STATE_EVERY_NS, hold};
+use crate::record::{LogPosition, Lsn, TopicId};
 use crate::report::{Opaque, Outcome, Report, Scope};
 use crate::sequence::{Backlog, End, Next, Source, Verdict};
 use crate::sink::ProduceError;
-use crate::wal::{AppendError, ReadError, ReadItem};
+use crate::wal::{AppendError, ReadError, ReadItem, SetAsideNote};
 
 /// What came of offering one record to the sink.
 enum Offer {
@@ -15,6 +15,15 @@ enum Offer {
     Stop,
     /// The record is out of the way; go on with the next.
     Skip,
+}
+
+/// A record that is offered.
+struct Offered {
+    opaque: Opaque,
+    lsn: Lsn,
+    topic: TopicId,
+    /// Where it goes decides whether it is held.
+    asks: bool,
 }
 
 /// Why a record could not be set aside yet.
@@ -61,7 +70,7 @@ impl Flusher {
     }
 
     fn report(&mut self, now_ns: u64, opaque: Opaque, outcome: Outcome) {
-        if hold::is_ours(opaque) {
+        if hold::is_ours(opaque) || self.holds.has_ticket(opaque) {
             return self.redriven(now_ns, opaque, outcome);
         }
         match self.seq.reported(opaque, outcome) {
@@ -114,10 +123,14 @@ impl Flusher {
     pub(super) fn produce(&mut self, now_ns: u64) -> bool {
         for _ in 0..PRODUCE_PER_LOOK {
             let offer = match self.seq.next_produce() {
-                Next::Produce { opaque, lsn, topic, .. } if self.hold_back(topic, lsn, opaque) => {
-                    Offer::Skip
+                Next::Produce { opaque, lsn, topic, source } => {
+                    let asks = self.holds.has_partition_of(topic);
+                    if !asks && self.hold_back(topic, None, lsn, opaque) {
+                        Offer::Skip
+                    } else {
+                        self.offer(now_ns, Offered { opaque, lsn, topic, asks }, source)
+                    }
                 }
-                Next::Produce { opaque, source, .. } => self.offer(now_ns, opaque, source),
                 Next::Read => self.read_backlog(now_ns),
                 Next::SpanFull | Next::JournalFirst | Next::Idle => {
                     self.held_up = false;
@@ -136,29 +149,43 @@ impl Flusher {
         true
     }
 
-    fn offer(&mut self, now_ns: u64, opaque: Opaque, source: Source<crate::lane::Frame>) -> Offer {
+    fn offer(
+        &mut self,
+        now_ns: u64,
+        offered: Offered,
+        source: Source<crate::lane::Frame>,
+    ) -> Offer {
+        let Offered { opaque, lsn, topic, asks } = offered;
         match source {
             Source::Memory(frame) => {
-                let name = self.name(frame.topic());
+                let name = self.name(topic);
+                if asks {
+                    let Some(view) = self.drain.view(&frame) else { return Offer::Stop };
+                    let partition = self.sink.partition_of(&name, &view);
+                    if self.hold_back(topic, partition, lsn, opaque) {
+                        return Offer::Skip;
+                    }
+                }
                 let Some(view) = self.drain.view(&frame) else { return Offer::Stop };
                 let result = self.sink.produce(&name, &view, opaque);
-                self.offered(now_ns, opaque, result)
+                self.offered(now_ns, topic, opaque, result)
             }
             Source::Log(position) => {
                 if now_ns < self.reads[ReadOf::Offer as usize].retry_at_ns {
                     return Offer::Stop;
                 }
+                let name = self.name(topic);
                 let Some(wal) = &mut self.wal else { return Offer::Stop };
-                let names = &self.names;
                 let result = match wal.read_at(position) {
-                    Ok(read) => match names.get(read.record.topic.0 as usize) {
-                        Some(name) => self.sink.produce(name, &read.record, opaque),
-                        None => {
-                            let topic = read.record.topic;
-                            self.name(topic);
-                            return Offer::Skip;
+                    Ok(read) => {
+                        let partition =
+                            if asks { self.sink.partition_of(&name, &read.record) } else { None };
+                        if asks && self.holds.keeps(topic, partition) {
+                            Err(partition)
+                        } else {
+                            Ok(self.sink.produce(&name, &read.record, opaque))
                         }
-                    },
+                    }
                     Err(ReadError::Storage(kind)) => {
                         if !self.read_failed(ReadOf::Offer, now_ns, kind) {
                             return Offer::Stop;
@@ -173,24 +200,40 @@ impl Flusher {
                     }
                 };
                 self.read_works(ReadOf::Offer);
-                self.offered(now_ns, opaque, result)
+                match result {
+                    Ok(result) => self.offered(now_ns, topic, opaque, result),
+                    Err(partition) => {
+                        self.hold_back(topic, partition, lsn, opaque);
+                        Offer::Skip
+                    }
+                }
             }
         }
     }
 
-    fn give_up(&mut self, now_ns: u64, opaque: Opaque, why: &'static str) {
+    pub(super) fn give_up(&mut self, now_ns: u64, opaque: Opaque, why: &'static str) {
         if let Some(finished) = self.seq.finish(opaque, End::Dropped(why)) {
             self.finished(now_ns, finished);
         }
     }
 
-    fn offered(&mut self, now_ns: u64, opaque: Opaque, result: Result<(), ProduceError>) -> Offer {
+    fn offered(
+        &mut self,
+        now_ns: u64,
+        topic: TopicId,
+        opaque: Opaque,
+        result: Result<(), ProduceError>,
+    ) -> Offer {
         match result {
             Ok(()) => {
-                self.seq.handed(opaque);
+                self.seq.handed(opaque, self.sink.last_partition());
                 Offer::Taken
             }
             Err(ProduceError::Busy) => Offer::Stop,
+            Err(ProduceError::Stalled { partition }) => {
+                self.stalled(now_ns, topic, partition, opaque);
+                Offer::Skip
+            }
             Err(ProduceError::Rejected { scope, reason }) => {
                 let outcome = Outcome::Failed { scope, reason, possibly_persisted: false };
                 self.report(now_ns, opaque, outcome);
@@ -208,7 +251,12 @@ impl Flusher {
 
     /// The log refused a read. True when it was tried often enough: what can't be read is given
     /// up, and so is what fails next to it, until something is read again.
-    pub(super) fn read_failed(&mut self, of: ReadOf, now_ns: u64, kind: std::io::ErrorKind) -> bool {
+    pub(super) fn read_failed(
+        &mut self,
+        of: ReadOf,
+        now_ns: u64,
+        kind: std::io::ErrorKind,
+    ) -> bool {
         self.wal_failed(&format!("read: {kind}"));
         let read = &mut self.reads[of as usize];
         read.tries += 1;
@@ -275,15 +323,18 @@ impl Flusher {
                         }
                         Offer::Skip
                     }
-                    Next::Produce { opaque, lsn, topic, .. }
-                        if lsn == read.lsn && self.hold_back(topic, lsn, opaque) =>
-                    {
-                        Offer::Skip
-                    }
-                    Next::Produce { opaque, lsn, .. } if lsn == read.lsn => {
-                        let name = self.name(read.record.topic);
-                        let result = self.sink.produce(&name, &read.record, opaque);
-                        self.offered(now_ns, opaque, result)
+                    Next::Produce { opaque, lsn, topic, .. } if lsn == read.lsn => {
+                        let name = self.name(topic);
+                        let partition = match self.holds.has_partition_of(topic) {
+                            true => self.sink.partition_of(&name, &read.record),
+                            false => None,
+                        };
+                        if self.hold_back(topic, partition, lsn, opaque) {
+                            Offer::Skip
+                        } else {
+                            let result = self.sink.produce(&name, &read.record, opaque);
+                            self.offered(now_ns, topic, opaque, result)
+                        }
                     }
                     _ => Offer::Skip,
                 }
@@ -317,9 +368,9 @@ impl Flusher {
     pub(super) fn damaged(&mut self, records_lost: u64, bytes: u64, why: &str) {
         tracing::error!(records_lost, bytes, why, "the log is damaged; what follows is good");
         if self.figures.findings.len() < FINDINGS_MAX {
-            self.figures.findings.push(format!(
-                "replay: {records_lost} records in {bytes} bytes are lost: {why}"
-            ));
+            self.figures
+                .findings
+                .push(format!("replay: {records_lost} records in {bytes} bytes are lost: {why}"));
         }
         self.seq.damaged(records_lost);
         self.changed = true;
@@ -372,7 +423,10 @@ impl Flusher {
             self.aside_works();
         }
         if let Some(finished) = self.seq.finish(parked.opaque, end) {
-            self.finished(now_ns, finished);
+            match parked.held {
+                Some(key) => self.finished_aside(now_ns, key, finished),
+                None => self.finished(now_ns, finished),
+            }
         }
         true
     }
@@ -380,7 +434,7 @@ impl Flusher {
     fn set_aside(
         &mut self,
         parked: &Parked,
-        lsn: crate::record::Lsn,
+        lsn: Lsn,
         source: Source<crate::lane::Frame>,
     ) -> Result<End, NotAside> {
         let reason = parked.reason;
@@ -403,12 +457,13 @@ impl Flusher {
             },
         };
         self.reads[ReadOf::Parked as usize] = ReadTrouble::default();
-        let held = parked.held.map(|_| format!("{}{}", hold::HELD, reason.name));
+        let held_reason = |key: hold::Key| SetAsideNote::held_reason(reason.name, key.partition());
+        let held = parked.held.map(held_reason);
         let words = held.as_deref().unwrap_or(reason.name);
         match wal.set_aside(lsn, &record, words, reason.code, now) {
             Ok(position) => {
                 match parked.held {
-                    Some(topic) => self.held_is_aside(topic, lsn, position),
+                    Some(key) => self.held_is_aside(key, lsn, position),
                     None => self.holds.has_dead(position),
                 }
                 Ok(End::SetAside(reason.name))

@@ -207,13 +207,17 @@ impl Flusher {
             to.set_aside = from.set_aside.total();
             to.dropped = from.dropped.total();
         }
-        for (topic, mark) in self.holds.marks() {
-            let at = topic.0 as usize;
+        data.topics.iter_mut().for_each(|t| t.redriven_partitions.clear());
+        for (key, mark) in self.holds.marks() {
+            let at = key.topic.0 as usize;
             if data.topics.len() <= at {
                 data.topics.resize_with(at + 1, StoredBooks::default);
             }
             self.fill_name(&mut data.topics[at].name, at);
-            data.topics[at].redriven = mark;
+            match key.partition() {
+                None => data.topics[at].redriven = mark,
+                Some(partition) => data.topics[at].redriven_partitions.push((partition, mark)),
+            }
         }
     }
 }

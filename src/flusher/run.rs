@@ -36,7 +36,8 @@ impl Flusher {
             let done = self.lanes_are_drained()
                 && self.seq.all_final()
                 && self.parked.is_empty()
-                && !self.holds.are_on_the_way();
+                && !self.holds.are_on_the_way()
+                && !self.partitions_wait();
             if done || self.clock.now_ns() >= deadline_ns {
                 break;
             }

@@ -17,17 +17,17 @@ struct Dead<'a> {
     index: usize,
     topic: &'a str,
     note: SetAsideNote<'a>,
+    /// Why, without more.
+    reason: &'a str,
     record: RecordView<'a>,
-    /// Its topic was held.
-    is_held: bool,
-    /// And it was delivered since.
+    /// It was held, and delivered since.
     is_final: bool,
 }
 
 impl Options {
     fn selects(&self, dead: &Dead<'_>) -> bool {
         let any = |list: &[String], is: &str| list.is_empty() || list.iter().any(|l| l == is);
-        any(&self.topics, dead.topic) && any(&self.reasons, dead.note.reason)
+        any(&self.topics, dead.topic) && any(&self.reasons, dead.reason)
     }
 }
 
@@ -56,13 +56,13 @@ fn walk(
             body,
         };
         // A reason that isn't UTF-8 is of a later version: the letter is one all the same.
-        let mut note = note.unwrap_or(SetAsideNote { reason: "", code: 0, unix_ms: 0 });
-        let held = note.reason.strip_prefix("held:");
+        let note = note.unwrap_or(SetAsideNote { reason: "", code: 0, unix_ms: 0 });
         let position = LogPosition { segment: segment.number, offset };
-        let is_final = held.is_some() && log.is_redriven(topic, position);
-        note.reason = held.unwrap_or(note.reason);
+        let held = note.held();
+        let is_final = held.is_some_and(|(_, p)| log.is_redriven(topic, p, position));
+        let reason = held.map_or(note.reason, |(name, _)| name);
         let lsn = Lsn(header.lsn);
-        let dead = Dead { lsn, index, topic, note, record, is_held: held.is_some(), is_final };
+        let dead = Dead { lsn, index, topic, note, reason, record, is_final };
         index += 1;
         failed = visit(dead);
         if failed.is_err() { Err(io::ErrorKind::Other.into()) } else { Ok(()) }
@@ -214,9 +214,8 @@ fn keep_rest(
     walk(log, segment, |dead| {
         if !delivered.contains(&dead.index) {
             let letter = Letter::new(dead.lsn, dead.index, dead.topic.into(), &dead.record);
-            let held = if dead.is_held { "held:" } else { "" };
-            let reason = format!("{held}{}", dead.note.reason);
-            kept.push((letter, reason, dead.note.code, dead.note.unix_ms));
+            let SetAsideNote { reason, code, unix_ms } = dead.note;
+            kept.push((letter, reason.to_owned(), code, unix_ms));
         }
         Ok(())
     })?;

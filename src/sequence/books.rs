@@ -152,11 +152,8 @@ impl Books {
     #[must_use]
     pub fn unaccounted(&self) -> i64 {
         let came = self.popped() + self.recovered();
-        let stands = self.delivered()
-            + self.in_flight()
-            + self.in_wal()
-            + self.set_aside()
-            + self.dropped();
+        let stands =
+            self.delivered() + self.in_flight() + self.in_wal() + self.set_aside() + self.dropped();
         came as i64 - stands as i64
     }
 }

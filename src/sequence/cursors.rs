@@ -193,10 +193,13 @@ impl<F: Copy> Sequence<F> {
             || self.in_flight.span_bytes() >= self.limits.in_flight_max_bytes
     }
 
-    /// The sink took the record.
-    pub fn handed(&mut self, opaque: Opaque) {
+    /// The sink took the record and put it into `partition`.
+    pub fn handed(&mut self, opaque: Opaque, partition: i32) {
         let Some(slot) = self.in_flight.find(opaque) else { return };
         self.in_flight.set_state(slot, State::Handed);
+        if let Some(entry) = self.in_flight.get_mut(slot) {
+            entry.partition = partition;
+        }
         #[cfg(test)]
         if self.broken.release_after_journal
             && let Some(Source::Memory(frame)) = self.source(slot)
@@ -298,6 +301,39 @@ impl<F: Copy> Sequence<F> {
         self.in_flight.owed_of(topic)
     }
 
+    /// Whether a record of this topic with a number below `lsn` is owed.
+    #[must_use]
+    pub fn owes_before(&self, topic: TopicId, lsn: Lsn) -> bool {
+        self.in_flight.owed_of(topic) > 0 && self.in_flight.owes_before(topic, lsn)
+    }
+
+    /// What the sink has of this partition and owes a report for, in order.
+    #[must_use]
+    pub fn handed_to(&self, topic: TopicId, partition: i32) -> Vec<(Lsn, Opaque)> {
+        let slots = self.in_flight.handed_to(topic, partition);
+        slots.filter_map(|s| Some((self.in_flight.get(s)?.lsn, self.in_flight.opaque(s)))).collect()
+    }
+
+    /// The first record of the span, and where it went, if the sink owes a report for it.
+    #[must_use]
+    pub fn first_handed(&self) -> Option<(Lsn, TopicId, i32)> {
+        let entry = self.in_flight.first().filter(|e| e.state == State::Handed)?;
+        Some((entry.lsn, entry.topic, entry.partition))
+    }
+
+    /// Whether the sink owes a report for it.
+    #[must_use]
+    pub fn is_handed(&self, opaque: Opaque) -> bool {
+        let slot = self.in_flight.find(opaque);
+        slot.and_then(|s| self.in_flight.get(s)).is_some_and(|e| e.state == State::Handed)
+    }
+
+    /// The oldest record of the span that has to be handed over, or handed over again.
+    pub fn first_waiting(&mut self) -> Option<Lsn> {
+        let slot = self.in_flight.next_waiting()?;
+        self.in_flight.get(slot).map(|e| e.lsn)
+    }
+
     /// Where the bytes of a parked record lie now: the log may have got them meanwhile.
     #[must_use]
     pub fn source_of(&self, opaque: Opaque) -> Option<(Lsn, Source<F>)> {
@@ -330,7 +366,13 @@ impl<F: Copy> Sequence<F> {
             self.let_go(entry.lsn);
         }
         self.in_flight.done(slot);
-        Some(Finished { lsn: entry.lsn, topic: entry.topic, receipt: entry.receipt, arrival_ns, end })
+        Some(Finished {
+            lsn: entry.lsn,
+            topic: entry.topic,
+            receipt: entry.receipt,
+            arrival_ns,
+            end,
+        })
     }
 
     fn count(books: &mut super::TopicBooks, end: End) {
@@ -522,7 +564,7 @@ impl<F: Copy> Sequence<F> {
     /// Everything below is final.
     #[must_use]
     pub fn acked(&self) -> Lsn {
-        self.in_flight.first_lsn().unwrap_or(self.produced)
+        self.in_flight.first().map_or(self.produced, |e| e.lsn)
     }
 
     /// Records in memory only; not final, not journaled.

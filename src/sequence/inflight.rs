@@ -1,7 +1,7 @@
 //! Owns the in-flight table: a slab of entries with generations, and the order in which they
 //! were admitted. An entry lives from its admission (at `produced`) until `acked` passes it.
 
-use crate::record::{LogPosition, Lsn, TopicId};
+use crate::record::{ANY_PARTITION, LogPosition, Lsn, TopicId};
 use crate::report::Opaque;
 use std::collections::VecDeque;
 
@@ -24,6 +24,8 @@ pub(super) enum State {
 pub(super) struct Entry {
     pub(super) lsn: Lsn,
     pub(super) topic: TopicId,
+    /// Where the sink put it, once it has it.
+    pub(super) partition: i32,
     pub(super) bytes: u32,
     pub(super) receipt: u32,
     pub(super) state: State,
@@ -78,15 +80,23 @@ impl InFlight {
         self.bytes
     }
 
-    /// The oldest entry's number.
-    pub(super) fn first_lsn(&self) -> Option<Lsn> {
-        self.order.front().and_then(|s| self.slots[*s as usize].entry).map(|e| e.lsn)
+    /// The oldest entry.
+    pub(super) fn first(&self) -> Option<&Entry> {
+        self.order.front().and_then(|s| self.get(*s))
     }
 
     pub(super) fn admit(&mut self, lsn: Lsn, topic: TopicId, bytes: u32, receipt: u32) -> u32 {
         let ticket = self.first_ticket + self.order.len() as u64;
-        let entry =
-            Entry { lsn, topic, bytes, receipt, state: State::Waiting, journaled: None, ticket };
+        let entry = Entry {
+            lsn,
+            topic,
+            partition: ANY_PARTITION,
+            bytes,
+            receipt,
+            state: State::Waiting,
+            journaled: None,
+            ticket,
+        };
         let slot = match self.free.pop() {
             Some(slot) => slot,
             None => {
@@ -180,6 +190,20 @@ impl InFlight {
     /// Every entry that is not final, in order.
     pub(super) fn unfinished(&self) -> impl Iterator<Item = u32> + '_ {
         self.order.iter().copied().filter(|s| self.get(*s).is_some_and(|e| e.state != State::Done))
+    }
+
+    /// The entries that the sink has put into this partition, in order.
+    pub(super) fn handed_to(&self, topic: TopicId, partition: i32) -> impl Iterator<Item = u32> {
+        let is_there =
+            move |e: &Entry| (e.state, e.topic, e.partition) == (State::Handed, topic, partition);
+        self.order.iter().copied().filter(move |s| self.get(*s).is_some_and(is_there))
+    }
+
+    /// Whether one of this topic below `lsn` waits to be handed over or for its report.
+    pub(super) fn owes_before(&self, topic: TopicId, lsn: Lsn) -> bool {
+        let is_owed = |e: &Entry| matches!(e.state, State::Waiting | State::Handed);
+        let entries = self.order.iter().filter_map(|s| self.get(*s));
+        entries.take_while(|e| e.lsn < lsn).any(|e| e.topic == topic && is_owed(e))
     }
 
     /// How many of this topic wait to be handed over or for their report.

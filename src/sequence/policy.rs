@@ -45,7 +45,9 @@ pub fn flush_is_due(timing: &Timing, waiting: &Waiting, now_ns: u64) -> bool {
         && (waiting.lane_at_mark
             || waiting.records >= timing.flush_records
             || waiting.bytes >= timing.flush_bytes
-            || waiting.oldest_ns.is_some_and(|t| now_ns.saturating_sub(t) >= timing.flush_interval_ns))
+            || waiting
+                .oldest_ns
+                .is_some_and(|t| now_ns.saturating_sub(t) >= timing.flush_interval_ns))
 }
 
 /// Records that came at or before this time have to be journaled now: the window, less twice
@@ -60,7 +62,12 @@ pub fn journal_cutoff_ns(timing: &Timing, worst_look_ns: u64, now_ns: u64) -> Op
 /// How long the flusher may sleep: the least of the time to the flush deadline, a quarter of
 /// the time until the fullest lane's high mark at its last rate, and 10 ms; at least 0.5 ms.
 #[must_use]
-pub fn sleep_ns(timing: &Timing, waiting: &Waiting, to_high_mark_ns: Option<u64>, now_ns: u64) -> u64 {
+pub fn sleep_ns(
+    timing: &Timing,
+    waiting: &Waiting,
+    to_high_mark_ns: Option<u64>,
+    now_ns: u64,
+) -> u64 {
     let to_flush = waiting
         .oldest_ns
         .map_or(u64::MAX, |t| (t + timing.flush_interval_ns).saturating_sub(now_ns));

@@ -5,7 +5,7 @@ mod room;
 mod world;
 
 use super::*;
-use crate::record::{LogPosition, Lsn, TopicId};
+use crate::record::{ANY_PARTITION, LogPosition, Lsn, TopicId};
 use crate::report::{Opaque, Outcome, Reason, Scope};
 
 const NONE: u32 = u32::MAX;
@@ -46,7 +46,7 @@ fn failed(scope: Scope, possibly_persisted: bool) -> Outcome {
 fn hand(s: &mut Sequence<u32>) -> (Opaque, Lsn, Source<u32>) {
     match s.next_produce() {
         Next::Produce { opaque, lsn, source, .. } => {
-            s.handed(opaque);
+            s.handed(opaque, ANY_PARTITION);
             (opaque, lsn, source)
         }
         other => panic!("{other:?}"),

@@ -140,4 +140,3 @@ pub enum Verdict<F> {
     /// The instance is unusable: rebuild it, then say [`super::Sequence::rebuilt`].
     Rebuild(Reason),
 }
-

@@ -23,6 +23,10 @@ pub(super) struct Coverage {
     pub(super) reordered: u64,
     /// Records that were set aside because their topic was held.
     pub(super) held: u64,
+    /// Of those, because their partition alone was; and how often one stood still and all others got
+    /// through.
+    pub(super) held_partition: u64,
+    pub(super) stood_still: u64,
     pub(super) duplicates: u64,
     pub(super) lost: u64,
     pub(super) disk_faults: u64,
@@ -61,6 +65,8 @@ impl Coverage {
         self.late_survivors += more.late_survivors;
         self.reordered += more.reordered;
         self.held += more.held;
+        self.held_partition += more.held_partition;
+        self.stood_still += more.stood_still;
         self.duplicates += more.duplicates;
         self.lost += more.lost;
         self.disk_faults += more.disk_faults;
@@ -98,6 +104,8 @@ impl Coverage {
             ("late_survivors", self.late_survivors),
             ("reordered", self.reordered),
             ("held", self.held),
+            ("held_partition", self.held_partition),
+            ("stood_still", self.stood_still),
             ("duplicates", self.duplicates),
             ("lost", self.lost),
             ("disk_faults", self.disk_faults),

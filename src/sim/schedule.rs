@@ -3,6 +3,7 @@
 
 mod close;
 mod crash;
+mod stall;
 mod verdict;
 
 use super::brokers::{Brokers, Refusal};
@@ -88,10 +89,14 @@ impl Schedule {
         schedule.tell(|s| format!("{:?}", s.setup));
         let steps = 20 + schedule.rng.below(40);
         let storm_at = schedule.rng.below(steps);
+        let stall_at = schedule.rng.below(4 * steps);
         for step in 0..steps {
             schedule.step()?;
             if step == storm_at && schedule.setup.with_log {
                 schedule.storm()?;
+            }
+            if step == stall_at && schedule.setup.with_log {
+                schedule.one_partition_stands_still()?;
             }
         }
         schedule.drain()?;
@@ -131,6 +136,8 @@ impl Schedule {
             checker: Checker::new(log_first),
             expected: Vec::new(),
             stalled: [false; PARTITIONS],
+            says_stalled: [false; PARTITIONS],
+            last_partition: 0,
             holds: with_log,
             denied_topic: None,
             rebuilding: false,
@@ -402,6 +409,7 @@ impl Schedule {
                 *stalled = to;
             }
         }
+        outside.says_stalled[p] = !all && self.rng.one_in(2);
     }
 
     fn deny_or_allow(&mut self) {

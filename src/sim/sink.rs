@@ -90,6 +90,10 @@ pub(super) struct Outside {
     pub(super) expected: Vec<Expected>,
     /// Partitions that answer nothing now.
     pub(super) stalled: [bool; PARTITIONS],
+    /// The sink says so, while it serves others.
+    pub(super) says_stalled: [bool; PARTITIONS],
+    /// Where the last record went, within its topic.
+    pub(super) last_partition: i32,
     /// Topics that can't be had are held: there is a log.
     pub(super) holds: bool,
     /// A topic that nobody may write to now.
@@ -115,6 +119,14 @@ impl Outside {
         let Outside { brokers, checker, .. } = self;
         let result = brokers.append(partition, checker);
         self.note(result);
+    }
+
+    /// Whether the sink takes nothing of a partition, and says it.
+    fn is_stalled(&self, partition: usize) -> bool {
+        self.holds
+            && self.stalled[partition]
+            && self.says_stalled[partition]
+            && self.brokers.queue_len(partition) > 0
     }
 
     fn known(&self, topic: &str, record: &RecordView<'_>) -> Option<Expected> {
@@ -152,6 +164,9 @@ impl Sink for SimSink {
         if o.brokers.is_fatal() {
             return Err(ProduceError::Fatal(Reason { name: "fatal", code: 3 }));
         }
+        if o.is_stalled(expected.partition) {
+            return Err(ProduceError::Stalled { partition: expected.partition_in_topic() });
+        }
         if o.stalled[expected.partition] && o.brokers.queue_len(expected.partition) > 1 {
             return Err(ProduceError::Busy);
         }
@@ -170,7 +185,22 @@ impl Sink for SimSink {
             println!("               handed {} as {opaque:?}", expected.id);
         }
         o.brokers.hand(expected.partition, expected.id, opaque);
+        o.last_partition = expected.partition_in_topic();
         Ok(())
+    }
+
+    fn last_partition(&self) -> i32 {
+        self.outside.lock().last_partition
+    }
+
+    fn partition_of(&self, topic: &str, record: &RecordView<'_>) -> Option<i32> {
+        self.outside.lock().known(topic, record).map(|e| e.partition_in_topic())
+    }
+
+    fn is_stalled(&self, topic: &str, partition: i32) -> bool {
+        let of_topic = TOPICS.iter().position(|t| *t == topic).unwrap_or(0);
+        let partition = of_topic * PARTITIONS_PER_TOPIC + partition as usize;
+        self.outside.lock().is_stalled(partition)
     }
 
     fn serve(&mut self, _now_ns: u64, reports: &mut Vec<Report>) {

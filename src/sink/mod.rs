@@ -29,6 +29,12 @@ pub enum ProduceError {
     /// Not now: no room, the partition is stalled, or the topic's partitions aren't known yet.
     /// Offer the same record again at a later look.
     Busy,
+    /// Not this record, nor any other that must go to its partition: the partition has been silent
+    /// for long, while others are served. Go on with records of others.
+    Stalled {
+        /// The partition.
+        partition: i32,
+    },
     /// This record will never be taken (scope record or topic).
     Rejected {
         /// [`Scope::Record`] or [`Scope::Topic`].
@@ -95,6 +101,26 @@ pub trait Sink: Send {
         record: &RecordView<'_>,
         opaque: Opaque,
     ) -> Result<(), ProduceError>;
+
+    /// The partition that the record went to that was taken last; [`ANY_PARTITION`] where a sink
+    /// has none.
+    fn last_partition(&self) -> i32 {
+        ANY_PARTITION
+    }
+
+    /// The partition that this record must go to, by its own word or its key. `None` when the sink
+    /// is free to choose, or doesn't know yet.
+    fn partition_of(&self, topic: &str, record: &RecordView<'_>) -> Option<i32> {
+        let _ = (topic, record);
+        None
+    }
+
+    /// Whether a record of this partition is, or would be, answered with
+    /// [`ProduceError::Stalled`].
+    fn is_stalled(&self, topic: &str, partition: i32) -> bool {
+        let _ = (topic, partition);
+        false
+    }
 
     /// Appends the reports that have come since the last call, without waiting, and does the
     /// sink's own upkeep (pausing silent partitions, metadata). Called at every look.

@@ -23,7 +23,7 @@
 //! | 72 | 8 | unsafe records |
 //! | 80 | 4 | topics |
 //! | 84 | 4 | reserved, 0 |
-//! | 88 | | for each topic: name length (2), counters (2), name, counters (8 each): delivered, set aside, dropped; where it was ever held also segment and offset below which its set-aside records are final |
+//! | 88 | | for each topic: name length (2), counters (2), name, counters (8 each): delivered, set aside, dropped; where it was ever held also segment and offset below which its set-aside records are final, and for each of its partitions that was held by itself its number, segment and offset |
 //!
 //! Zeroes follow up to a multiple of 4096. A reader skips counters that it doesn't know.
 //!
@@ -53,6 +53,8 @@ const CRC_END: usize = 20;
 const CHECKPOINT_FIXED_BYTES: usize = 88;
 const MANIFEST_FIXED_BYTES: usize = 40;
 const BLOCK_BYTES: usize = 4096;
+/// Partitions of one topic that a slot can name; what more of them were held is redriven again.
+const PARTITIONS_MAX: usize = (u16::MAX as usize - 5) / 3;
 /// Above any honest file of either kind; a larger one is bad.
 const FILE_BYTES_MAX: u64 = 64 << 20;
 pub(super) const SLOTS: [&str; 2] = ["checkpoint-0", "checkpoint-1"];
@@ -88,6 +90,8 @@ pub struct TopicBooks {
     pub dropped: u64,
     /// Every record of it that was set aside while it was held, before this place, is final.
     pub redriven: LogPosition,
+    /// The same for partitions that were held by themselves.
+    pub redriven_partitions: Vec<(i32, LogPosition)>,
 }
 
 pub(super) fn finish(b: &mut [u8]) {
@@ -154,10 +158,18 @@ impl Slot {
             b.extend_from_slice(&(t.name.len() as u16).to_le_bytes());
             let LogPosition { segment, offset } = t.redriven;
             let counters = [t.delivered, t.set_aside, t.dropped, segment, offset];
-            let count = if t.redriven == LogPosition::default() { 3 } else { counters.len() };
+            let partitions =
+                &t.redriven_partitions[..t.redriven_partitions.len().min(PARTITIONS_MAX)];
+            let count = match partitions.len() {
+                0 if t.redriven == LogPosition::default() => 3,
+                partitions => counters.len() + 3 * partitions,
+            };
             b.extend_from_slice(&(count as u16).to_le_bytes());
             b.extend_from_slice(t.name.as_bytes());
-            for counter in &counters[..count] {
+            let of_partition =
+                |(number, at): &(i32, LogPosition)| [*number as u64, at.segment, at.offset];
+            let partitions = partitions.iter().flat_map(of_partition);
+            for counter in counters.into_iter().chain(partitions).take(count) {
                 b.extend_from_slice(&counter.to_le_bytes());
             }
         }
@@ -185,13 +197,20 @@ impl Slot {
             let (lens, after) = rest.split_at_checked(4)?;
             let (name, after) = after.split_at_checked(get_u16(lens, 0) as usize)?;
             let (counters, after) = after.split_at_checked(get_u16(lens, 2) as usize * 8)?;
-            let counter = |i: usize| if counters.len() >= 8 * i + 8 { get_u64(counters, 8 * i) } else { 0 };
+            let counter =
+                |i: usize| if counters.len() >= 8 * i + 8 { get_u64(counters, 8 * i) } else { 0 };
+            let of_partition = |b: &[u8]| {
+                let at = LogPosition { segment: get_u64(b, 8), offset: get_u64(b, 16) };
+                (get_u64(b, 0) as i32, at)
+            };
+            let partitions = counters.get(5 * 8..).unwrap_or_default().chunks_exact(3 * 8);
             data.topics.push(TopicBooks {
                 name: std::str::from_utf8(name).ok()?.to_string(),
                 delivered: counter(0),
                 set_aside: counter(1),
                 dropped: counter(2),
                 redriven: LogPosition { segment: counter(3), offset: counter(4) },
+                redriven_partitions: partitions.map(of_partition).collect(),
             });
             rest = after;
         }
@@ -283,7 +302,11 @@ impl CheckpointWriter {
 
 /// Puts a new file under a name; when it returns, file and name are durable. Every try begins
 /// with a new file, so that no failed sync is ever repeated.
-pub(super) fn replace(storage: &dyn Storage, name: &str, bytes: &[u8]) -> io::Result<Arc<dyn StorageFile>> {
+pub(super) fn replace(
+    storage: &dyn Storage,
+    name: &str,
+    bytes: &[u8],
+) -> io::Result<Arc<dyn StorageFile>> {
     let new = format!("{name}.new");
     match storage.unlink(&new) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),

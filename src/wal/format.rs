@@ -362,12 +362,7 @@ impl FrameHeader {
     }
 
     /// The header's bytes with the CRC over them and the two parts that follow.
-    pub fn encode(
-        &self,
-        salt: u32,
-        prefix: &[u8],
-        body: &[u8],
-    ) -> [u8; FRAME_HEADER_BYTES] {
+    pub fn encode(&self, salt: u32, prefix: &[u8], body: &[u8]) -> [u8; FRAME_HEADER_BYTES] {
         let mut b = [0; FRAME_HEADER_BYTES];
         let mut encoder = FrameEncoder::new(salt);
         let image = encoder.encode(self, prefix, body);
@@ -420,9 +415,7 @@ impl FrameHeader {
         };
         let flags = b[at::FLAGS];
         let (key_len, value_len) = (get_u32(b, at::KEY_LEN), get_u32(b, at::VALUE_LEN));
-        if flags & !3 != 0
-            || (flags & 1 != 0 && key_len != 0)
-            || (flags & 2 != 0 && value_len != 0)
+        if flags & !3 != 0 || (flags & 1 != 0 && key_len != 0) || (flags & 2 != 0 && value_len != 0)
         {
             return None;
         }
@@ -492,7 +485,28 @@ pub struct SetAsideNote<'a> {
     pub unix_ms: i64,
 }
 
+/// What the reason of a record begins with that was set aside while its topic was held, or one
+/// partition of it: then the partition follows in brackets.
+const HELD: &str = "held:";
+
 impl<'a> SetAsideNote<'a> {
+    /// The reason that a held record is set aside with.
+    pub fn held_reason(name: &str, partition: Option<i32>) -> String {
+        match partition {
+            Some(partition) => format!("{HELD}{name}[{partition}]"),
+            None => format!("{HELD}{name}"),
+        }
+    }
+
+    /// What was held, and why: the name, and the partition if it was held by itself. `None` for a
+    /// dead letter.
+    pub fn held(&self) -> Option<(&'a str, Option<i32>)> {
+        let held = self.reason.strip_prefix(HELD)?;
+        let of_partition = held.strip_suffix(']').and_then(|h| h.split_once('['));
+        let of_partition = of_partition.and_then(|(name, n)| Some((name, n.parse().ok()?)));
+        Some(of_partition.map_or((held, None), |(name, n)| (name, Some(n))))
+    }
+
     pub fn encode(&self) -> Vec<u8> {
         let mut cut = self.reason.len().min(REASON_BYTES_MAX);
         while !self.reason.is_char_boundary(cut) {

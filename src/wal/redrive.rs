@@ -111,11 +111,19 @@ impl Orphan {
         self.replayed.covers(topic, lsn)
     }
 
-    /// Whether a record that was set aside while its topic was held has been delivered since.
+    /// Whether a record that was set aside while its topic, or its `partition` by itself, was held
+    /// has been delivered since.
     #[must_use]
-    pub fn is_redriven(&self, topic: &str, position: LogPosition) -> bool {
-        let topic = self.data.topics.iter().find(|t| t.name == topic);
-        topic.is_some_and(|t| position < t.redriven)
+    pub fn is_redriven(&self, topic: &str, partition: Option<i32>, position: LogPosition) -> bool {
+        let Some(topic) = self.data.topics.iter().find(|t| t.name == topic) else { return false };
+        let mark = match partition {
+            None => Some(topic.redriven),
+            Some(number) => {
+                let mut marks = topic.redriven_partitions.iter();
+                marks.find(|(p, _)| *p == number).map(|(_, mark)| *mark)
+            }
+        };
+        mark.is_some_and(|mark| position < mark)
     }
 
     /// Counts a record that was delivered or set aside.

@@ -11,7 +11,7 @@
 pub mod common;
 
 use common::{Load, Sent};
-use forebay::{Pipeline, Stats, Topic};
+use forebay::{Pipeline, Receipt, Stats, Topic};
 use forebay_testkit::audit::Audit;
 use forebay_testkit::{Cluster, Consumed, private_dir, say};
 use std::sync::Mutex;
@@ -56,11 +56,13 @@ pub struct Scene {
     /// Whether the cluster's faults may take acknowledged records, or move keys: then lost and
     /// disorder are printed and not judged. The books must balance all the same.
     pub judged: bool,
+    /// The most records in flight, where that isn't the default.
+    pub span: Option<u64>,
 }
 
 impl Scene {
     pub fn new(name: &'static str) -> Scene {
-        Scene { name, topic: None, proxied: false, rate: rate(), judged: true }
+        Scene { name, topic: None, proxied: false, rate: rate(), judged: true, span: None }
     }
 
     pub fn proxied(mut self) -> Scene {
@@ -75,6 +77,11 @@ impl Scene {
 
     pub fn rate(mut self, records_per_s: u64) -> Scene {
         self.rate = records_per_s;
+        self
+    }
+
+    pub fn span(mut self, records: u64) -> Scene {
+        self.span = Some(records);
         self
     }
 
@@ -106,11 +113,16 @@ impl Stage<'_> {
     /// Sends one record more than the load and waits until it is delivered; gives the time.
     pub fn send_tracked(&mut self) -> Duration {
         let start = Instant::now();
-        let record = self.handle.record(b"").key(EXTRA).partition(0);
-        let receipt = record.send_tracked().expect("a receipt is free");
+        let receipt = self.track(0);
         receipt.wait(forebay::Level::Delivered, Duration::from_secs(120)).expect("it is delivered");
-        self.tracked += 1;
         start.elapsed()
+    }
+
+    /// Sends one record more than the load, to this partition.
+    pub fn track(&mut self, partition: i32) -> Receipt {
+        let record = self.handle.record(b"").key(EXTRA).partition(partition);
+        self.tracked += 1;
+        record.send_tracked().expect("a receipt is free")
     }
 
     /// Waits until a record is delivered that wasn't yet; gives the time that took.
@@ -192,7 +204,9 @@ pub fn play(
     });
     let brokers = if scene.proxied { cluster.proxied() } else { cluster.brokers() };
     let dir = private_dir();
+    let span = scene.span.unwrap_or(IN_FLIGHT_MAX);
     let builder = Pipeline::builder().brokers(brokers).wal_dir(dir.path());
+    let builder = builder.in_flight_max_records(span as usize);
     let pipeline = builder.open().expect("it opens");
     let topic = pipeline.topic(&topic_name).expect("a good name");
     pipeline.ready(Duration::from_secs(60)).expect("the brokers are there");

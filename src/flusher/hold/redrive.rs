@@ -1,9 +1,9 @@
 //! Owns the way back of what was set aside while its topic was held: probing, handing over in the
 //! order of the numbers, reports, and the end of segments in which all is final.
 
-use super::{Fate, HELD, Hold, OURS, Open, PROBE_NS, Phase};
+use super::{Fate, Hold, Key, OURS, Open, PROBE_NS, Phase};
 use crate::flusher::Flusher;
-use crate::record::{LogPosition, TopicId};
+use crate::record::LogPosition;
 use crate::report::{Opaque, Outcome, Scope};
 use crate::sequence::End;
 use crate::sink::ProduceError;
@@ -12,7 +12,7 @@ use crate::wal::{AsideItem, AsideReader, AsideRecord, Wal};
 /// Between two probes that Kafka refuses: from the first pause doubling up to this. Each costs the
 /// instance a pause.
 const PROBE_MAX_NS: u64 = 30_000_000_000;
-/// Records of one topic that are looked at in one look.
+/// Records of one hold that are looked at in one look.
 const PER_LOOK: usize = 4_096;
 
 /// Reads the record at a place; a reader that stands before it goes on from there.
@@ -48,15 +48,15 @@ impl Flusher {
             return false;
         }
         let mut more = false;
-        let topics: Vec<TopicId> = self.holds.held().collect();
-        for topic in topics {
-            self.judge_guilty(topic);
-            more |= self.redrive_topic(now_ns, topic);
+        let keys: Vec<Key> = self.holds.held().collect();
+        for key in keys {
+            self.judge_guilty(key);
+            more |= self.redrive_one(now_ns, key);
             let holds = &mut self.holds;
             let done = |h: &Hold| h.phase == Phase::Flowing && h.open.is_empty();
-            if let Some(hold) = holds.topics.get(&topic).filter(|h| done(h)) {
-                holds.marks.insert(topic, hold.mark);
-                holds.topics.remove(&topic);
+            if let Some(hold) = holds.all.get(&key).filter(|h| done(h)) {
+                holds.marks.insert(key, hold.mark);
+                holds.all.remove(&key);
                 self.changed = true;
             }
         }
@@ -64,18 +64,24 @@ impl Flusher {
         more
     }
 
-    fn redrive_topic(&mut self, now_ns: u64, topic: TopicId) -> bool {
-        let name = self.name(topic);
-        let owed = self.seq.owed_of(topic);
+    fn redrive_one(&mut self, now_ns: u64, key: Key) -> bool {
+        if self.holds.waits_for_older(key) {
+            return false;
+        }
+        let name = self.name(key.topic);
+        let owed = if key.partition().is_none() { self.seq.owed_of(key.topic) } else { 0 };
         let Flusher { wal: Some(wal), holds, sink, seq, .. } = self else { return false };
-        let Some(hold) = holds.topics.get_mut(&topic) else { return false };
+        let Some(hold) = holds.all.get_mut(&key) else { return false };
         match hold.phase {
             Phase::Flowing => return false,
             Phase::Probing if hold.handed > 0 => return false,
             Phase::Probing | Phase::Draining => {}
             Phase::Held { probe_at_ns } => {
                 hold.is_old &= seq.produced() < self.own_from;
-                let waits = !hold.queue.is_empty() || owed > 0 || hold.handed > 0 || hold.is_old;
+                // What is to be set aside must not be older than what is read back.
+                let queued =
+                    hold.queue.first_key_value().is_some_and(|(lsn, _)| *lsn < hold.highest);
+                let waits = queued || hold.gathers || owed > 0 || hold.handed > 0 || hold.is_old;
                 if waits || now_ns < probe_at_ns {
                     return false;
                 }
@@ -102,15 +108,15 @@ impl Flusher {
                     if hold.queue.is_empty() {
                         hold.phase = Phase::Flowing;
                         self.changed = true;
-                        tracing::info!(topic = %name, "the topic can be had; its records flow again");
+                        let partition = key.partition();
+                        tracing::info!(topic = %name, partition, "what was held flows again");
                     }
                     break false;
                 }
             };
-            if aside.record.topic != topic
-                || aside.position < hold.mark
-                || !aside.note.reason.starts_with(HELD)
-            {
+            let held =
+                aside.note.held().map(|(_, partition)| Key::of(aside.record.topic, partition));
+            if held != Some(key) || aside.position < hold.mark {
                 continue;
             }
             let is_done = |o: &Open| o.fate != Fate::Failed;
@@ -133,14 +139,14 @@ impl Flusher {
                 }
             }
             let (at, lsn) = (aside.position, aside.lsn);
-            let reason = aside.note.reason.strip_prefix(HELD).unwrap_or_default();
+            let reason = aside.note.held().map_or("", |(name, _)| name);
             let reason = holds.names.iter().find(|n| **n == reason).copied().unwrap_or("topic");
             let ticket = holds.next_ticket;
             let opaque = Opaque((ticket >> 31) << 32 | OURS | (ticket & (OURS - 1)));
             match sink.produce(&name, &aside.record, opaque) {
                 Ok(()) => {
                     holds.next_ticket += 1;
-                    holds.tickets.insert(opaque.0, (topic, at));
+                    holds.tickets.insert(opaque.0, (key, at));
                     hold.handed += 1;
                     hold.open.insert(at, Open { lsn, reason, fate: Fate::Handed });
                     self.changed = true;
@@ -148,7 +154,7 @@ impl Flusher {
                         hold.has_read(at);
                     }
                 }
-                Err(ProduceError::Busy) => {
+                Err(ProduceError::Busy | ProduceError::Stalled { .. }) => {
                     reader.back();
                     break false;
                 }
@@ -182,16 +188,19 @@ impl Flusher {
 
     /// A report about a record that is being redriven.
     pub(in crate::flusher) fn redriven(&mut self, now_ns: u64, opaque: Opaque, outcome: Outcome) {
-        let Some((topic, at)) = self.holds.tickets.remove(&opaque.0) else { return };
-        let Some(hold) = self.holds.topics.get_mut(&topic) else { return };
+        let Some((key, at)) = self.holds.tickets.remove(&opaque.0) else { return };
+        let Some(hold) = self.holds.all.get_mut(&key) else { return };
         let Some(open) = hold.open.get_mut(&at) else { return };
         self.changed = true;
         hold.handed -= 1;
         let reason = open.reason;
         match outcome {
             Outcome::Delivered => {
-                self.seq.redriven(topic, reason, End::Delivered);
+                self.seq.redriven(key.topic, reason, End::Delivered);
                 hold.is_final(at);
+                if let Some(receipt) = hold.receipts.remove(&at) {
+                    self.shared.receipts.delivered(receipt);
+                }
                 hold.pause_ns = PROBE_NS;
                 if hold.phase == Phase::Probing {
                     hold.phase = Phase::Draining;
@@ -230,7 +239,7 @@ impl Flusher {
     /// A new instance begins: what the old one owed is handed over again.
     pub(in crate::flusher) fn held_are_owed(&mut self, now_ns: u64) {
         self.holds.tickets.clear();
-        for hold in self.holds.topics.values_mut() {
+        for hold in self.holds.all.values_mut() {
             for open in hold.open.values_mut().filter(|o| o.fate == Fate::Handed) {
                 open.fate = Fate::Failed;
                 self.seq.redriven_again(true);
@@ -243,11 +252,11 @@ impl Flusher {
     }
 
     /// Writes what turned out to be a dead letter anew, with its own reason.
-    fn judge_guilty(&mut self, topic: TopicId) {
+    fn judge_guilty(&mut self, key: Key) {
         let unix_ms = self.clock.unix_ms();
         loop {
             let Flusher { wal: Some(wal), holds, .. } = self else { return };
-            let Some(hold) = holds.topics.get_mut(&topic) else { return };
+            let Some(hold) = holds.all.get_mut(&key) else { return };
             let Some(at) = hold.guilty.first().copied() else {
                 return;
             };
@@ -272,10 +281,13 @@ impl Flusher {
                         self.holds.has_dead(position);
                         self.aside_works();
                     }
-                    self.seq.redriven(topic, reason, End::SetAside(why.name));
-                    if let Some(hold) = self.holds.topics.get_mut(&topic) {
+                    self.seq.redriven(key.topic, reason, End::SetAside(why.name));
+                    if let Some(hold) = self.holds.all.get_mut(&key) {
                         hold.guilty.remove(&at);
                         hold.is_final(at);
+                        if let Some(receipt) = hold.receipts.remove(&at) {
+                            self.shared.receipts.set_aside(receipt);
+                        }
                     }
                     self.changed = true;
                 }
@@ -291,10 +303,10 @@ impl Flusher {
     fn let_segments_go(&mut self) {
         let Some(wal) = &mut self.wal else { return };
         let holds = &mut self.holds;
-        let needed = holds.topics.values().filter(|h| h.records > 0).map(|h| h.mark.segment).min();
+        let needed = holds.all.values().filter(|h| h.records > 0).map(|h| h.mark.segment).min();
         while let Some(first) = holds.segments.first().copied() {
             let is_active = wal.active_aside() == Some(first);
-            if needed.is_some_and(|n| first >= n) || (is_active && !holds.topics.is_empty()) {
+            if needed.is_some_and(|n| first >= n) || (is_active && !holds.all.is_empty()) {
                 return;
             }
             holds.segments.pop_first();

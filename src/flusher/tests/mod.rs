@@ -7,6 +7,7 @@ mod faults;
 mod full;
 mod held;
 mod overflow;
+mod stalled;
 
 use super::{Flusher, Parts};
 use crate::clock::Clock;
@@ -17,7 +18,7 @@ use crate::receipt::Receipts;
 use crate::record::{NO_RECEIPT, TopicId};
 use crate::sequence::policy::Timing;
 use crate::shared::Shared;
-use crate::sink::{MemoryHandle, MemorySink};
+use crate::sink::{MemoryHandle, MemorySink, Sink};
 use crate::stats::Stats;
 use crate::sync::{AtomicU64, Ordering};
 use crate::topics::TopicTable;
@@ -80,6 +81,16 @@ fn options() -> WalOptions {
 
 impl Machine {
     fn open(disk: &MemoryStorage, options: WalOptions, wal_full: WalFull) -> Machine {
+        Machine::open_on(disk, options, wal_full, |sink| Box::new(sink))
+    }
+
+    /// With a sink that stands before the one in memory.
+    fn open_on(
+        disk: &MemoryStorage,
+        options: WalOptions,
+        wal_full: WalFull,
+        sink_of: impl FnOnce(MemorySink) -> Box<dyn Sink>,
+    ) -> Machine {
         let clock = Arc::new(TestClock::default());
         clock.0.store(1_000 * MS, Ordering::Relaxed);
         let topics = Arc::new(TopicTable::default());
@@ -107,7 +118,7 @@ impl Machine {
         let handle = sink.handle();
         let flusher = Flusher::new(Parts {
             drain,
-            sink: Box::new(sink),
+            sink: sink_of(sink),
             wal: Some((wal, link)),
             recovery: recovery.clone(),
             shared: shared.clone(),

@@ -5,7 +5,7 @@ use super::super::cursors::Broken;
 use super::super::{
     Backlog, End, Finished, Journal, Limits, Next, Popped, Sequence, Source, Verdict,
 };
-use crate::record::{LogPosition, Lsn, TopicId};
+use crate::record::{ANY_PARTITION, LogPosition, Lsn, TopicId};
 use crate::report::{Opaque, Outcome, Reason, Scope};
 use crate::sim::brokers::{Brokers, Refusal};
 use crate::sim::checker::{Checker, Id, Violation};
@@ -322,7 +322,7 @@ impl World {
                 let id = self.bytes(lsn, source)?;
                 let partition = plan.sends[id as usize].partition as usize;
                 self.brokers.hand(partition, id, opaque);
-                self.seq.handed(opaque);
+                self.seq.handed(opaque, ANY_PARTITION);
             }
             Next::Read => self.read(plan),
             Next::SpanFull | Next::JournalFirst | Next::Idle => {}
@@ -358,7 +358,9 @@ impl World {
                 break;
             };
             self.reader = Some(at + 1);
-            if let Some(finished) = self.seq.end_unread(frame(plan, at, lsn, id), End::Dropped("full")) {
+            if let Some(finished) =
+                self.seq.end_unread(frame(plan, at, lsn, id), End::Dropped("full"))
+            {
                 self.dropped(finished)?;
             }
         }
@@ -383,7 +385,9 @@ impl World {
     }
 
     fn reject(&mut self) -> Result<(), Violation> {
-        let Next::Produce { opaque, lsn, source, .. } = self.seq.next_produce() else { return Ok(()) };
+        let Next::Produce { opaque, lsn, source, .. } = self.seq.next_produce() else {
+            return Ok(());
+        };
         let id = self.bytes(lsn, source)?;
         self.checker.refused(id);
         let reason = Reason { name: "model", code: 0 };

@@ -35,8 +35,8 @@ impl Schedule {
             let open = |id: &&Id| {
                 !outside.checker.arrived_once(**id) && !outside.checker.was_refused(**id)
             };
-            // What is set aside is final for a flush.
-            if self.process.flusher.is_holding() {
+            // What is set aside is final for a flush, but for that of a silent partition.
+            if self.process.flusher.is_holding_a_topic() {
                 continue;
             }
             if let Some(id) = sent.iter().find(open) {
@@ -55,6 +55,7 @@ impl Schedule {
         c.set_aside += stats.books.set_aside;
         c.dropped += stats.books.dropped;
         c.held += self.process.flusher.held_moves();
+        c.held_partition += self.process.flusher.held_partition_moves();
         c.append_failures += stats.wal.as_ref().map_or(0, |w| w.append_failures);
     }
 

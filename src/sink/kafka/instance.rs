@@ -79,6 +79,8 @@ pub(super) struct Delivery {
 pub(super) struct TopicMetadata {
     pub name: String,
     pub partitions: usize,
+    /// Those that nobody leads.
+    pub leaderless: Vec<i32>,
     pub code: i32,
 }
 
@@ -160,14 +162,18 @@ impl Instance {
             return Err(code);
         }
         // SAFETY: librdkafka gave us the metadata, live until it is destroyed below; it holds
-        // `topic_cnt` topics, each with a name that ends in NUL.
+        // `topic_cnt` topics, each with a name that ends in NUL and `partition_cnt` partitions.
         unsafe {
             let count = usize::try_from((*metadata).topic_cnt).unwrap_or(0);
             let topics = (0..count).map(|at| {
                 let topic = (*metadata).topics.add(at);
+                let partitions = usize::try_from((*topic).partition_cnt).unwrap_or(0);
+                let partitions = (0..partitions).map(|at| (*topic).partitions.add(at));
+                let leaderless = partitions.filter(|p| (**p).leader < 0).map(|p| (*p).id);
                 TopicMetadata {
                     name: CStr::from_ptr((*topic).topic).to_string_lossy().into_owned(),
                     partitions: usize::try_from((*topic).partition_cnt).unwrap_or(0),
+                    leaderless: leaderless.collect(),
                     code: ptr::addr_of!((*topic).err).cast::<i32>().read(),
                 }
             });

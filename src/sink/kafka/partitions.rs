@@ -7,6 +7,9 @@
 //! with something in flight is paused: a paused partition doesn't spin, and the reports of what
 //! is in flight still come. After a disconnect the retried messages lie in the paused queue, so
 //! a paused partition is tried again from time to time.
+//!
+//! A partition that is silent for much longer, while others are served or Kafka says that it has no
+//! leader, is *stalled*: whoever asks is told so, and goes on with records of others.
 
 /// The numbers that bound a partition.
 #[derive(Clone, Copy, Debug)]
@@ -27,6 +30,8 @@ pub(super) struct Limits {
     pub probe_every_ns: u64,
     /// for this long.
     pub probe_ns: u64,
+    /// A partition without a report for this long may be stalled.
+    pub stalled_ns: u64,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -55,6 +60,11 @@ pub(super) struct Partition {
     bytes: u64,
     /// The last report, or when the first of what is in flight was handed over.
     heard_ns: u64,
+    /// The last report; 0 before the first.
+    reported_ns: u64,
+    /// Metadata says that nobody leads it.
+    leaderless: bool,
+    stalled: bool,
     flow: Flow,
     /// Tries since the last report.
     tries: u32,
@@ -83,7 +93,14 @@ impl Partition {
         self.records = self.records.saturating_sub(1);
         self.bytes = if self.records == 0 { 0 } else { self.bytes.saturating_sub(bytes) };
         self.heard_ns = now_ns;
+        self.reported_ns = now_ns;
+        self.stalled = false;
         self.tries = 0;
+    }
+
+    /// Whether it owes a report for longer than a healthy partition does.
+    fn is_silent(&self, now_ns: u64, limits: &Limits) -> bool {
+        self.records > 0 && now_ns >= self.heard_ns + limits.silent_ns
     }
 
     /// How long this try lasts. A short one costs little; every eighth is long, so that one
@@ -147,6 +164,8 @@ pub(super) enum Choice {
     Partition(i32),
     /// Not now.
     Busy,
+    /// Not as long as this partition is stalled.
+    Stalled(i32),
     /// The record asks for a partition that the topic doesn't have.
     Unknown,
 }
@@ -219,6 +238,7 @@ impl Partitions {
         match self.all.get(partition as usize) {
             None => Choice::Unknown,
             Some(p) if p.has_room(bytes, limits) => Choice::Partition(partition),
+            Some(p) if p.stalled => Choice::Stalled(partition),
             Some(_) => Choice::Busy,
         }
     }
@@ -243,7 +263,10 @@ impl Partitions {
                 return Choice::Partition(at as i32);
             }
         }
-        Choice::Busy
+        match self.all.iter().all(|p| p.stalled) {
+            true if !self.all.is_empty() => Choice::Stalled(self.turn as i32),
+            _ => Choice::Busy,
+        }
     }
 
     fn next_turn(&mut self, at: usize, now_ns: u64) {
@@ -297,14 +320,42 @@ impl Partitions {
         }
     }
 
+    /// Takes from metadata which partitions nobody leads.
+    pub fn set_leaderless(&mut self, leaderless: &[i32]) {
+        for (at, p) in self.all.iter_mut().enumerate() {
+            p.leaderless = leaderless.contains(&(at as i32));
+        }
+    }
+
+    /// The last report of a partition that isn't silent; 0 if there is none.
+    pub fn last_served_ns(&self, now_ns: u64, limits: &Limits) -> u64 {
+        let served = self.all.iter().filter(|p| !p.is_silent(now_ns, limits));
+        served.map(|p| p.reported_ns).max().unwrap_or(0)
+    }
+
+    /// Judges which partitions are stalled: silent for long, and since then Kafka has answered at
+    /// `answered_ns`, and served another partition at `served_ns` or said that nobody leads this one.
+    pub fn judge(&mut self, now_ns: u64, answered_ns: u64, served_ns: u64, limits: &Limits) {
+        for p in self.all.iter_mut().filter(|p| p.flow != Flow::Running && p.records > 0) {
+            let is_late = now_ns >= p.heard_ns + limits.stalled_ns && answered_ns > p.heard_ns;
+            p.stalled |= is_late && (p.leaderless || served_ns > p.heard_ns);
+        }
+    }
+
+    /// Whether the partition is stalled.
+    pub fn is_stalled(&self, partition: i32) -> bool {
+        self.all.get(partition as usize).is_some_and(|p| p.stalled)
+    }
+
     /// How many are paused or being tried.
     pub fn silent(&self) -> u32 {
         self.all.iter().filter(|p| p.flow != Flow::Running).count() as u32
     }
 
-    /// The partition that has been silent longest with something in flight, and since when.
+    /// The partition that has been silent longest with something in flight, and since when. One
+    /// without a leader doesn't count: no other instance would find it one.
     pub fn longest_silence(&self) -> Option<(i32, u64)> {
-        let silent = self.all.iter().enumerate().filter(|(_, p)| p.records > 0);
+        let silent = self.all.iter().enumerate().filter(|(_, p)| p.records > 0 && !p.leaderless);
         silent.map(|(at, p)| (at as i32, p.heard_ns)).min_by_key(|s| s.1)
     }
 }

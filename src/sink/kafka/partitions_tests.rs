@@ -11,6 +11,7 @@ const LIMITS: Limits = Limits {
     silent_ns: 100,
     probe_every_ns: 500,
     probe_ns: 15,
+    stalled_ns: 2_000,
 };
 
 fn partitions(count: usize) -> Partitions {
@@ -187,4 +188,51 @@ fn every_eighth_try_is_a_long_one() {
         }
     }
     assert_eq!(lengths[..9], [15, 15, 15, 15, 15, 15, 15, 120, 15]);
+}
+
+/// Hands one record to each of these partitions at `now_ns`.
+fn hand(p: &mut Partitions, to: &[i32], now_ns: u64) {
+    for partition in to {
+        p.handed_over(*partition, 10, false, now_ns);
+    }
+}
+
+fn judge(p: &mut Partitions, now_ns: u64, answered_ns: u64) -> Vec<bool> {
+    p.steps(now_ns, &LIMITS, |_, _| {});
+    let served_ns = p.last_served_ns(now_ns, &LIMITS);
+    p.judge(now_ns, answered_ns, served_ns, &LIMITS);
+    (0..p.count() as i32).map(|at| p.is_stalled(at)).collect()
+}
+
+#[test]
+fn a_partition_is_stalled_that_is_silent_while_another_is_served() {
+    let mut p = partitions(2);
+    hand(&mut p, &[0, 1], 1_000);
+    p.reported(1, 10, 1_050);
+    assert_eq!(judge(&mut p, 2_999, 2_000), [false, false], "too soon");
+    assert_eq!(judge(&mut p, 3_000, 900), [false, false], "Kafka hasn't answered since");
+    assert_eq!(judge(&mut p, 3_000, 2_000), [true, false]);
+    assert_eq!(p.fixed(0, 10, &LIMITS), Choice::Stalled(0));
+    assert_eq!(p.fixed(1, 10, &LIMITS), Choice::Partition(1));
+    assert_eq!(p.keyless(10, 3_000, &LIMITS), Choice::Partition(1), "it goes elsewhere");
+    p.reported(0, 10, 3_100);
+    assert_eq!(judge(&mut p, 3_101, 2_000), [false, false]);
+    assert_eq!(p.fixed(0, 10, &LIMITS), Choice::Partition(0));
+}
+
+#[test]
+fn nothing_is_stalled_where_all_are_silent_but_for_what_nobody_leads() {
+    let mut p = partitions(2);
+    hand(&mut p, &[0, 1], 1_000);
+    p.reported(0, 10, 1_010);
+    p.reported(1, 10, 1_010);
+    hand(&mut p, &[0, 1], 1_020);
+    assert_eq!(judge(&mut p, 9_000, 8_000), [false, false], "an outage, or one that is over soon");
+    assert_eq!(p.fixed(0, 401, &LIMITS), Choice::Busy);
+    p.set_leaderless(&[1]);
+    assert_eq!(judge(&mut p, 9_001, 8_000), [false, true]);
+    assert_eq!(p.longest_silence(), Some((0, 1_020)), "no instance finds a leader where none is");
+    p.set_leaderless(&[0, 1]);
+    assert_eq!(judge(&mut p, 9_003, 8_000), [true, true]);
+    assert!(matches!(p.keyless(10, 9_003, &LIMITS), Choice::Stalled(_)));
 }

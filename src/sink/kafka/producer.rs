@@ -10,7 +10,7 @@ use super::security::Security;
 use super::topics::{Standing, Topic};
 use super::worker::{self, Configs, Worker};
 use crate::error::OpenError;
-use crate::record::RecordView;
+use crate::record::{ANY_PARTITION, RecordView};
 use crate::sink::{Opaque, Outcome, ProduceError, Reason, Reload, Report, Scope, Sink, SinkState};
 use crate::wake::Waker;
 use std::collections::HashMap;
@@ -36,6 +36,10 @@ const METADATA_SOON_NS: u64 = 250 * MS;
 const METADATA_TROUBLE_NS: u64 = 1_000 * MS;
 /// An unknown partition is rejected only if metadata is no older than this.
 const METADATA_FRESH_NS: u64 = 5_000 * MS;
+/// How long a partition is silent while others are served before it is stalled: longer than an
+/// election or a broker's pause. What it costs: its records stop those behind them for so long.
+/// Without a log they are dropped then, so it is the topics' grace time there, which is longer.
+const STALLED_NS: u64 = 2_000 * MS;
 /// How often `hurry` tries silent partitions.
 const HURRY_NS: u64 = 100 * MS;
 /// How often partitions are looked over.
@@ -80,11 +84,15 @@ pub struct KafkaSink {
     metadata_interval_ns: u64,
     metadata_next_ns: u64,
     metadata_asked: bool,
+    /// When metadata was answered last.
+    metadata_at_ns: u64,
     rebuild_pause_ns: u64,
     rebuilt_at_ns: u64,
     stepped_at_ns: u64,
     hurried_at_ns: u64,
     now_ns: u64,
+    /// Where the last record went.
+    last_partition: i32,
     outstanding: u64,
     side: Side,
     /// The partition's report that was refused last, and how many such runs there were.
@@ -115,7 +123,7 @@ impl std::fmt::Debug for KafkaSink {
 const BYTES_AHEAD: u64 = 2;
 
 /// What bounds a partition, as far as it follows from the configuration.
-fn limits(config: &Config, requests_ahead: u32, silent_ns: u64) -> Limits {
+fn limits(config: &Config, requests_ahead: u32, silent_ns: u64, stalled_ns: u64) -> Limits {
     let batch_records = config.number(c"batch.num.messages", 10_000).max(1);
     let batch_bytes = config.number(c"batch.size", 1_000_000).max(1);
     let ahead = u64::from(requests_ahead);
@@ -128,6 +136,7 @@ fn limits(config: &Config, requests_ahead: u32, silent_ns: u64) -> Limits {
         silent_ns,
         probe_every_ns: 500 * MS,
         probe_ns: 15 * MS,
+        stalled_ns,
     }
 }
 
@@ -142,9 +151,10 @@ impl KafkaSink {
         let configs = Arc::new(Configs::new(&options)?);
         let instance = Instance::new(&configs.main, waker.clone()).map_err(OpenError::Kafka)?;
         let silent_ns = options.silent_ms.max(1) * MS;
+        let stalled_ns = (options.topic_grace_ms * MS).max(STALLED_NS);
         Ok(KafkaSink {
             phase: Phase::Live(Arc::new(instance)),
-            limits: limits(&configs.main, options.requests_ahead, silent_ns),
+            limits: limits(&configs.main, options.requests_ahead, silent_ns, stalled_ns),
             requests_ahead: options.requests_ahead,
             worker: Worker::new(configs, waker.clone()),
             generation: 0,
@@ -161,11 +171,13 @@ impl KafkaSink {
             metadata_interval_ns: options.metadata_interval_ms.max(1) * MS,
             metadata_next_ns: 0,
             metadata_asked: false,
+            metadata_at_ns: 0,
             rebuild_pause_ns: REBUILD_PAUSE_NS,
             rebuilt_at_ns: 0,
             stepped_at_ns: 0,
             hurried_at_ns: 0,
             now_ns: 0,
+            last_partition: ANY_PARTITION,
             outstanding: 0,
             side: Side::default(),
             refused_requests: 0,
@@ -243,6 +255,12 @@ impl KafkaSink {
                 Some(at as usize)
             }
         }
+    }
+
+    /// A topic whose partitions are known.
+    fn known(&self, name: &str) -> Option<&Topic> {
+        let at = *self.by_name.get(name)?;
+        self.topics.get(at as usize).filter(|t| t.standing == Standing::Known)
     }
 
     /// Where a record may go now.
@@ -433,8 +451,10 @@ impl Sink for KafkaSink {
         let partition = match self.choose(at, record, bytes) {
             Choice::Partition(partition) => partition,
             Choice::Busy => return Err(ProduceError::Busy),
+            Choice::Stalled(partition) => return Err(ProduceError::Stalled { partition }),
             Choice::Unknown => return Err(self.unknown_partition(at)),
         };
+        self.last_partition = partition;
         if self.side.is_suspect(at) {
             return self.divert(at, partition, record, bytes, opaque);
         }
@@ -449,6 +469,22 @@ impl Sink for KafkaSink {
         self.topics[at].partitions.handed_over(partition, bytes, keyless, self.now_ns);
         self.outstanding += 1;
         Ok(())
+    }
+
+    fn last_partition(&self) -> i32 {
+        self.last_partition
+    }
+
+    fn partition_of(&self, topic: &str, record: &RecordView<'_>) -> Option<i32> {
+        if record.partition >= 0 {
+            return Some(record.partition);
+        }
+        let partitions = &self.known(topic)?.partitions;
+        Some(partition_of(record.key()?, partitions.count(), self.murmur2))
+    }
+
+    fn is_stalled(&self, topic: &str, partition: i32) -> bool {
+        self.known(topic).is_some_and(|t| t.partitions.is_stalled(partition))
     }
 
     fn serve(&mut self, now_ns: u64, reports: &mut Vec<Report>) {

@@ -50,6 +50,7 @@ impl Topic {
             // No leader somewhere: the partitions are known all the same.
             0 | code::LEADER_NOT_AVAILABLE if metadata.partitions > 0 => {
                 self.partitions.set_count(metadata.partitions, now_ns);
+                self.partitions.set_leaderless(&metadata.leaderless);
                 self.standing = Standing::Known;
             }
             // Just being created.
@@ -95,7 +96,7 @@ mod tests {
     use super::*;
 
     fn says(code: i32, partitions: usize) -> TopicMetadata {
-        TopicMetadata { name: "t".into(), partitions, code }
+        TopicMetadata { name: "t".into(), partitions, leaderless: Vec::new(), code }
     }
 
     #[test]

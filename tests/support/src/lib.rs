@@ -24,6 +24,7 @@ mod oracle;
 pub mod process;
 mod proxy;
 pub mod secure;
+mod wire;
 
 pub use broker::{Kafka, KafkaOptions, dead_port};
 pub use cluster::Cluster;

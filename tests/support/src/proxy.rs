@@ -3,6 +3,7 @@
 //! Each connection has two threads, one a direction. They look at the trouble of the moment at
 //! least every [`LOOK`], so a trouble reaches old connections as well as new ones.
 
+use crate::wire::{Filter, Frames, Wire};
 use rustix::net::sockopt::set_socket_linger;
 use std::collections::VecDeque;
 use std::io::{ErrorKind, Read, Write};
@@ -31,6 +32,11 @@ pub enum Trouble {
     Drop,
     /// Requests arrive, answers don't. The connections are reset when it ends.
     SwallowAnswers,
+    /// Answers to requests with this API key don't arrive, all others do. Connections that were
+    /// there before it begins or ends are reset.
+    SwallowAnswersTo(i16),
+    /// Metadata names no broker. Connections as above.
+    NoBrokers,
     /// Each connection is reset when it is so old.
     Reset(Duration),
     /// Answers come so much later.
@@ -42,6 +48,14 @@ pub enum Trouble {
 impl Trouble {
     fn is_frozen(self) -> bool {
         matches!(self, Trouble::Hang | Trouble::Drop)
+    }
+
+    fn filter(self) -> Option<Filter> {
+        match self {
+            Trouble::SwallowAnswersTo(key) => Some(Filter::Swallow(key)),
+            Trouble::NoBrokers => Some(Filter::NoBrokers),
+            _ => None,
+        }
     }
 }
 
@@ -62,6 +76,7 @@ struct Shared {
     connections: AtomicU64,
     resets: AtomicU64,
     swallowed_bytes: AtomicU64,
+    spoilt_answers: AtomicU64,
     passed_bytes: AtomicU64,
     accepted: Mutex<Option<Instant>>,
 }
@@ -83,6 +98,7 @@ impl Proxy {
             connections: AtomicU64::new(0),
             resets: AtomicU64::new(0),
             swallowed_bytes: AtomicU64::new(0),
+            spoilt_answers: AtomicU64::new(0),
             passed_bytes: AtomicU64::new(0),
             accepted: Mutex::new(None),
         });
@@ -132,6 +148,12 @@ impl Proxy {
     #[must_use]
     pub fn swallowed_bytes(&self) -> u64 {
         self.shared.swallowed_bytes.load(Relaxed)
+    }
+
+    /// Answers that were swallowed, or changed, by what they answer.
+    #[must_use]
+    pub fn spoilt_answers(&self) -> u64 {
+        self.shared.spoilt_answers.load(Relaxed)
     }
 
     /// Bytes that went through, both directions.
@@ -234,6 +256,7 @@ struct Way {
     born: Instant,
     spoiled: AtomicBool,
     ended: AtomicBool,
+    wire: Option<Wire>,
 }
 
 fn connect(client: TcpStream, shared: &Arc<Shared>) {
@@ -253,7 +276,8 @@ fn connect(client: TcpStream, shared: &Arc<Shared>) {
         let _ = stream.set_write_timeout(Some(LOOK));
     }
     let (spoiled, ended) = (AtomicBool::new(false), AtomicBool::new(false));
-    let way = Arc::new(Way { client, broker, born: Instant::now(), spoiled, ended });
+    let wire = shared.trouble().filter().map(Wire::new);
+    let way = Arc::new(Way { client, broker, born: Instant::now(), spoiled, ended, wire });
     let (own, other) = (way.clone(), shared.clone());
     spawn("proxy-up", move || pump(&own, true, &other));
     pump(&way, false, shared);
@@ -267,10 +291,12 @@ fn pump(way: &Way, up: bool, shared: &Shared) {
     let mut held_bytes = 0;
     let mut free_at = Instant::now();
     let mut bytes = vec![0; 16 << 10];
+    let mut frames = Frames::default();
     while !way.ended.load(Relaxed) {
         let trouble = shared.trouble();
         let too_old = matches!(trouble, Trouble::Reset(age) if way.born.elapsed() > age);
         let spoiled = trouble != Trouble::SwallowAnswers && way.spoiled.load(Relaxed);
+        let spoiled = spoiled || trouble.filter() != way.wire.as_ref().map(|w| w.filter);
         if shared.ended.load(Relaxed) || trouble == Trouble::Refuse || too_old || spoiled {
             reset(way, shared);
             break;
@@ -316,8 +342,20 @@ fn pump(way: &Way, up: bool, shared: &Shared) {
             }
             _ => Instant::now(),
         };
-        held.push_back((due, bytes[..count].to_vec()));
-        held_bytes += count;
+        let chunk = match &way.wire {
+            Some(wire) if up => {
+                wire.asks(&mut frames, &bytes[..count]);
+                bytes[..count].to_vec()
+            }
+            Some(wire) => {
+                let (passed, spoilt) = wire.answers(&mut frames, &bytes[..count]);
+                shared.spoilt_answers.fetch_add(spoilt, Relaxed);
+                passed
+            }
+            None => bytes[..count].to_vec(),
+        };
+        held_bytes += chunk.len();
+        held.push_back((due, chunk));
     }
     // The other direction ends too, and with it the sockets.
     way.ended.store(true, Relaxed);

@@ -36,9 +36,22 @@ impl KafkaSink {
             self.silent += topic.partitions.silent();
         }
         self.carry_out();
+        if self.silent > 0 && self.connected {
+            self.judge_stalls();
+        }
         if self.silent > 0 && silent_before == 0 {
             // The answer, or none, tells a frozen cluster from a slow partition.
             self.metadata_soon(0);
+        }
+    }
+
+    /// A partition that owes reports while others don't is stalled.
+    fn judge_stalls(&mut self) {
+        let (now_ns, answered_ns) = (self.now_ns, self.metadata_at_ns);
+        let served = self.topics.iter().map(|t| t.partitions.last_served_ns(now_ns, &self.limits));
+        let served_ns = served.max().unwrap_or(0);
+        for topic in &mut self.topics {
+            topic.partitions.judge(now_ns, answered_ns, served_ns, &self.limits);
         }
     }
 

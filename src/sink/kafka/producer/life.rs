@@ -30,6 +30,7 @@ impl KafkaSink {
         match topics {
             Ok(topics) => {
                 self.answered();
+                self.metadata_at_ns = self.now_ns;
                 for metadata in &topics {
                     if let Some(at) = self.by_name.get(&metadata.name) {
                         self.topics[*at as usize].learn(metadata, self.now_ns);
@@ -37,6 +38,8 @@ impl KafkaSink {
                 }
             }
             Err(error) => {
+                // Who leads what is not known any more.
+                self.topics.iter_mut().for_each(|t| t.partitions.set_leaderless(&[]));
                 if self.connected || self.last_error.is_none() {
                     let name = classify(error).1.name;
                     let text = format!("{name}: metadata: {}", describe(error));
@@ -196,7 +199,12 @@ impl KafkaSink {
     /// The fresh producer becomes the instance.
     fn renew(&mut self) {
         let Some(Fresh { configs, instance, number }) = self.fresh.take() else { return };
-        self.limits = limits(&configs.main, self.requests_ahead, self.limits.silent_ns);
+        self.limits = limits(
+            &configs.main,
+            self.requests_ahead,
+            self.limits.silent_ns,
+            self.limits.stalled_ns,
+        );
         // A side instance has the old properties, and so has one that is being made.
         self.give_up_side();
         self.side.lost();

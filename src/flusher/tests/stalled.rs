@@ -1,0 +1,135 @@
+//! A partition that is silent while others are served: nobody waits behind it, nothing of it is lost
+//! or comes twice, and it comes back in order.
+
+use super::*;
+use crate::record::RecordView;
+use crate::report::{Opaque, Report};
+use crate::sink::{ProduceError, Sink, SinkState};
+use crate::sync::AtomicBool;
+
+/// The partition of topic `b` that may be silent.
+const SILENT: i32 = 1;
+/// Records of it that the sink takes ahead of its answers.
+const AHEAD: usize = 3;
+
+/// A sink in memory with a partition that can be silent.
+struct Silent {
+    inner: MemorySink,
+    is_silent: Arc<AtomicBool>,
+    /// Whether it finds another partition for what the silent one doesn't take.
+    chooses: bool,
+    kept: Vec<(Opaque, Vec<u8>)>,
+    last_partition: i32,
+}
+
+impl Silent {
+    fn is_silent(&self) -> bool {
+        self.is_silent.load(Ordering::Relaxed)
+    }
+}
+
+impl Sink for Silent {
+    fn produce(
+        &mut self,
+        topic: &str,
+        record: &RecordView<'_>,
+        opaque: Opaque,
+    ) -> Result<(), ProduceError> {
+        self.last_partition = if topic == "b" { SILENT } else { 0 };
+        if topic == "b" && self.is_silent() {
+            if self.kept.len() < AHEAD {
+                self.kept.push((opaque, record.body.to_vec()));
+                return Ok(());
+            }
+            if !self.chooses {
+                return Err(ProduceError::Stalled { partition: SILENT });
+            }
+            self.last_partition = 2;
+        }
+        self.inner.produce(topic, record, opaque)
+    }
+
+    fn last_partition(&self) -> i32 {
+        self.last_partition
+    }
+
+    fn is_stalled(&self, topic: &str, partition: i32) -> bool {
+        topic == "b" && partition == SILENT && self.kept.len() == AHEAD
+    }
+
+    fn serve(&mut self, now_ns: u64, reports: &mut Vec<Report>) {
+        if !self.is_silent() {
+            let shape = crate::record::Shape {
+                headers_len: 0,
+                key_len: None,
+                value_len: Some(VALUE_BYTES as u32),
+            };
+            for (opaque, body) in self.kept.drain(..) {
+                let topic = TopicId(1);
+                let view = RecordView { topic, partition: -1, timestamp_ms: 1, shape, body: &body };
+                self.inner.produce("b", &view, opaque).expect("it takes all");
+            }
+        }
+        self.inner.serve(now_ns, reports);
+    }
+
+    fn state(&self) -> SinkState {
+        self.inner.state()
+    }
+
+    fn hurry(&mut self) {}
+
+    fn rebuild(&mut self, now_ns: u64) {
+        self.inner.rebuild(now_ns);
+    }
+
+    fn close(&mut self) {
+        self.inner.close();
+    }
+}
+
+/// Sends several spans while a partition is silent, then lets it answer.
+fn head_of_line(chooses: bool) {
+    let is_silent = Arc::new(AtomicBool::new(false));
+    let flag = is_silent.clone();
+    let sink = |inner| -> Box<dyn Sink> {
+        Box::new(Silent { inner, is_silent: flag, chooses, kept: Vec::new(), last_partition: 0 })
+    };
+    let mut m = Machine::open_on(&MemoryStorage::new(), options(), WalFull::Refuse, sink);
+    m.send_in_steps(40);
+    let healthy = m.run(4, 20);
+    assert!(healthy.held.is_empty() && healthy.books.delivered == 40, "{healthy:?}");
+    is_silent.store(true, Ordering::Relaxed);
+    m.send_in_steps(400);
+    let stats = m.run(100, 20);
+    let of_a = m.delivered().iter().filter(|n| *n % 2 == 0).count();
+    assert_eq!(of_a, 220, "all of the other topic: {stats:?}");
+    let held: Vec<_> =
+        stats.held.iter().map(|h| (h.topic.as_str(), h.partition, h.records)).collect();
+    let records = if chooses { AHEAD as u64 } else { 200 };
+    assert_eq!(held, [("b", Some(SILENT), records)]);
+    assert_eq!(stats.books.set_aside, records);
+    is_silent.store(false, Ordering::Relaxed);
+    let stats = m.run(40, 20);
+    assert!(stats.held.is_empty(), "{stats:?}");
+    let books = stats.books;
+    assert_eq!((books.delivered, books.set_aside, books.duplicates_possible), (440, 0, 0));
+    let mut all = m.delivered();
+    let of_b: Vec<u64> = all.iter().copied().filter(|n| n % 2 == 1).collect();
+    if !chooses {
+        assert!(of_b.is_sorted(), "{of_b:?}");
+    }
+    all.sort_unstable();
+    assert_eq!(all, (0..440).collect::<Vec<_>>());
+    println!("chooses {chooses}: {of_a} of the other topic meanwhile, {records} held, 440 in all");
+}
+
+#[test]
+fn a_silent_partition_stops_nobody_and_comes_back_in_order() {
+    head_of_line(false);
+}
+
+#[test]
+fn a_silent_partition_that_nobody_asks_for_does_not_keep_the_span() {
+    head_of_line(true);
+}
