@@ -264,6 +264,8 @@ pub(super) struct Holds {
     dead: BTreeSet<u64>,
     /// Opaques on their way: ours, and those of records that the sink had before.
     tickets: HashMap<u64, (Key, LogPosition)>,
+    /// The latter among them.
+    gathered: usize,
     /// The first record of the span, and since when it is that.
     front: (Lsn, u64),
     /// Where the last record was set aside.
@@ -339,6 +341,14 @@ impl Holds {
     /// Whether Kafka owes a report for any record that is redriven.
     pub(super) fn are_on_the_way(&self) -> bool {
         !self.tickets.is_empty()
+    }
+
+    /// What is redriven of all others. What is held again doesn't count: a partition that is silent
+    /// holds up nobody's way back.
+    fn on_the_way_but(&self, key: Key) -> usize {
+        let flows = |h: &Hold| matches!(h.phase, Phase::Draining | Phase::Flowing);
+        let others = self.all.iter().filter(|(other, h)| **other != key && flows(h));
+        others.map(|(_, h)| h.handed).sum()
     }
 
     /// What is held.
@@ -489,6 +499,7 @@ impl Flusher {
                     hold.open.insert(at, Open { lsn, reason: reason.name, fate: Fate::Handed });
                     hold.handed += 1;
                     self.holds.tickets.insert(opaque.0, (key, at));
+                    self.holds.gathered += 1;
                 }
             }
         }

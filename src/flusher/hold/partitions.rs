@@ -138,7 +138,7 @@ impl Flusher {
             }
             if self.seq.is_handed(queued.opaque) {
                 // What is out of the span is bounded like what is in it.
-                let has_room = self.holds.tickets.len() < self.holds.window;
+                let has_room = self.holds.gathered < self.holds.window;
                 return has_room.then_some((lsn, queued));
             }
             // Reported meanwhile, or owed by an instance that is gone.

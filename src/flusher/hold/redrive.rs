@@ -1,7 +1,7 @@
 //! Owns the way back of what was set aside while its topic was held: probing, handing over in the
 //! order of the numbers, reports, and the end of segments in which all is final.
 
-use super::{Fate, Hold, Key, OURS, Open, PROBE_NS, Phase};
+use super::{Fate, Hold, Key, OURS, Open, PROBE_NS, Phase, is_ours};
 use crate::flusher::Flusher;
 use crate::record::LogPosition;
 use crate::report::{Opaque, Outcome, Scope};
@@ -70,8 +70,15 @@ impl Flusher {
         }
         let name = self.name(key.topic);
         let owed = if key.partition().is_none() { self.seq.owed_of(key.topic) } else { 0 };
+        let others_on_the_way = self.holds.on_the_way_but(key);
         let Flusher { wal: Some(wal), holds, sink, seq, .. } = self else { return false };
         let Some(hold) = holds.all.get_mut(&key) else { return false };
+        if let Some(partition) = key.partition()
+            && hold.handed > 0
+            && sink.is_stalled(&name, partition)
+        {
+            hold.fall_back(now_ns + PROBE_NS);
+        }
         match hold.phase {
             Phase::Flowing => return false,
             Phase::Probing if hold.handed > 0 => return false,
@@ -92,7 +99,7 @@ impl Flusher {
         let Some(mut reader) = hold.reader.take() else { return false };
         let mut looked = 0;
         let more = loop {
-            let on_the_way = holds.tickets.len() + seq.handed_records();
+            let on_the_way = others_on_the_way + hold.handed + seq.handed_records();
             if on_the_way >= holds.window || (hold.phase == Phase::Probing && hold.handed > 0) {
                 break false;
             }
@@ -159,8 +166,13 @@ impl Flusher {
                         hold.has_read(at);
                     }
                 }
-                Err(ProduceError::Busy | ProduceError::Stalled { .. }) => {
+                Err(ProduceError::Busy) => {
                     reader.back();
+                    break false;
+                }
+                Err(ProduceError::Stalled { .. }) => {
+                    reader.back();
+                    hold.fall_back(now_ns + PROBE_NS);
                     break false;
                 }
                 Err(ProduceError::Rejected {
@@ -194,6 +206,7 @@ impl Flusher {
     /// A report about a record that is being redriven.
     pub(in crate::flusher) fn redriven(&mut self, now_ns: u64, opaque: Opaque, outcome: Outcome) {
         let Some((key, at)) = self.holds.tickets.remove(&opaque.0) else { return };
+        self.holds.gathered -= usize::from(!is_ours(opaque));
         let Some(hold) = self.holds.all.get_mut(&key) else { return };
         let Some(open) = hold.open.get_mut(&at) else { return };
         self.changed = true;
@@ -244,6 +257,7 @@ impl Flusher {
     /// A new instance begins: what the old one owed is handed over again.
     pub(in crate::flusher) fn held_are_owed(&mut self, now_ns: u64) {
         self.holds.tickets.clear();
+        self.holds.gathered = 0;
         for hold in self.holds.all.values_mut() {
             for open in hold.open.values_mut().filter(|o| o.fate == Fate::Handed) {
                 open.fate = Fate::Failed;
