@@ -5,10 +5,12 @@
 //! simulator drives it without them. In a healthy run it touches no file.
 
 mod ages;
+mod guest;
 mod hold;
 mod journal;
 mod produce;
 mod publish;
+mod rates;
 #[cfg(test)]
 mod read_tests;
 mod room;
@@ -28,8 +30,10 @@ use crate::shared::Shared;
 use crate::sink::{Sink, SinkState};
 use crate::wal::{Reader, Recovery, Wal};
 use ages::Ages;
-use hold::Holds;
+use guest::Guest;
+pub(crate) use guest::GuestOptions;
 use hdrhistogram::Histogram;
+use hold::Holds;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
@@ -53,6 +57,7 @@ pub(crate) struct Parts {
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) timing: Timing,
     pub(crate) wal_full: WalFull,
+    pub(crate) guest: GuestOptions,
     pub(crate) in_flight_max_records: usize,
     pub(crate) in_flight_max_bytes: u64,
     pub(crate) lane_bytes: u64,
@@ -101,6 +106,7 @@ pub(crate) struct Flusher {
     reports: Vec<Report>,
     parked: VecDeque<Parked>,
     holds: Holds,
+    guest: Guest,
     /// The first number of this run: what is below was found in the log.
     own_from: Lsn,
     receipts: VecDeque<(Lsn, u32)>,
@@ -229,18 +235,22 @@ impl Flusher {
             known += records;
         }
         seq.recovered_unknown(recovery.records.saturating_sub(known));
-        if let Some(position) = recovery.backlog {
-            seq.recovered_from(position, recovery.first_lsn.unwrap_or(first));
-        }
         let before = recovery.checkpoint.clone().unwrap_or_default();
+        if let Some(position) = recovery.backlog {
+            // Not from the first record that can be read: damaged ones before it count once the
+            // reader comes to them, and their segments must not go before that.
+            let found = recovery.first_lsn.unwrap_or(first);
+            seq.recovered_from(position, found.min(before.watermark));
+        }
         let (wal, keeper) = parts.wal.unzip();
         let redriven = before.topics.iter().filter(|t| t.redriven != LogPosition::default());
         let marks = redriven.map(|t| (parts.shared.topics.intern(&t.name), t.redriven)).collect();
         let mut held = 0;
-        let holds = Holds::find(wal.as_ref(), parts.in_flight_max_records, marks, |topic, reason| {
-            seq.recovered_aside(topic, reason);
-            held += 1;
-        });
+        let holds =
+            Holds::find(wal.as_ref(), parts.in_flight_max_records, marks, |topic, reason| {
+                seq.recovered_aside(topic, reason);
+                held += 1;
+            });
         let damage = &recovery.damage;
         let figures = Figures {
             looks: 0,
@@ -282,6 +292,7 @@ impl Flusher {
             keeper,
             reader: None,
             wal_full: parts.wal_full,
+            guest: Guest::new(parts.guest, now_ns),
             dropping: None,
             reads: Default::default(),
             shared: parts.shared,
@@ -333,6 +344,8 @@ impl Flusher {
         self.leave_failed_segments();
         self.forgive_wal(now_ns);
         self.serve(now_ns);
+        let is_gone = !self.sink_state.connected || self.rebuilding;
+        self.guest.tick(now_ns, self.seq.handed_records(), is_gone);
         self.set_aside_parked();
         // Before the lanes: what was sent before a request was made is seen at the look after.
         let asked = self.shared.flush_asked();
@@ -423,10 +436,12 @@ impl Flusher {
                 let Some(frame) = self.drain.pop(i) else { break };
                 left -= 1;
                 let receipt = frame.receipt();
+                let bytes = (frame.shape().body_len() + RECORD_OVERHEAD_BYTES) as u32;
+                self.guest.arrived(bytes.into());
                 let lsn = self.seq.popped(Popped {
                     frame,
                     topic: frame.topic(),
-                    bytes: (frame.shape().body_len() + RECORD_OVERHEAD_BYTES) as u32,
+                    bytes,
                     arrival_ns: self.lanes[i].ages.arrival(frame.lane_seq()),
                     receipt,
                 });

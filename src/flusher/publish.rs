@@ -51,10 +51,13 @@ impl Flusher {
             }
         }
         self.changed |= self.keeper.as_ref().is_some_and(|k| k.take_changed());
-        // An age grows without anything changing: it is republished as long as there is one.
-        if self.changed || oldest_unsafe_ns.is_some() || self.shared.has_waiters() {
+        // An age grows, and a prediction ends, without anything changing.
+        let ages = oldest_unsafe_ns.is_some() || self.guest.is_catching_up();
+        if self.changed || ages || self.shared.has_waiters() {
             self.changed = false;
             let (totals, reserved) = self.totals();
+            let backlog = totals.in_wal + totals.in_flight;
+            self.guest.note_backlog(backlog.saturating_sub(self.seq.handed_records() as u64));
             if let Some(keeper) = &self.keeper {
                 keeper.offer(|data| self.fill_checkpoint(data, &totals));
             }
@@ -111,6 +114,7 @@ impl Flusher {
         stats.books = totals;
         stats.unsafe_records = totals.in_lanes + totals.in_flight;
         stats.oldest_unsafe_ms = age_ns / 1_000_000;
+        stats.drain_estimate_ms = self.guest.drain_estimate_ms();
         let topics = self.seq.books().topics();
         stats.topics.resize_with(topics.len(), TopicStats::default);
         for (i, (to, from)) in stats.topics.iter_mut().zip(topics).enumerate() {

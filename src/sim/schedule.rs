@@ -11,6 +11,7 @@ use super::coverage::Coverage;
 use super::machine::{LANES, Process, Setup, SimClock};
 use super::rng::Rng;
 use super::sink::{Expected, Outside, PARTITIONS};
+use crate::flusher::GuestOptions;
 use crate::report::Scope;
 use crate::sequence::Broken;
 use crate::sequence::policy::Timing;
@@ -118,6 +119,7 @@ impl Schedule {
             segment_bytes: rng.pick(&[3584, 4096, 6144]),
             sync_interval_ns: 30 * MS,
             lane_slots: rng.pick(&[8, 16, 32]),
+            guest: pace(seed),
             broken,
         };
         let disk = MemoryStorage::new();
@@ -477,6 +479,23 @@ impl Schedule {
         if self.crashes_left > 0 && self.setup.with_log {
             self.disk.crash_in(self.disk.ops() + self.rng.below(60), self.rng.below(9));
         }
+    }
+}
+
+/// The pace of the replay: half of all schedules have none. Drawn apart, so that it moves nothing
+/// else of a seed's schedule.
+fn pace(seed: u64) -> GuestOptions {
+    let mut rng = Rng::new(!seed);
+    let cap = |rng: &mut Rng, caps: &[u64]| Some(rng.pick(caps)).filter(|cap| *cap > 0);
+    match rng.below(4) {
+        0 => GuestOptions { ramp_ns: 200 * MS, seed, ..GuestOptions::default() },
+        1 => GuestOptions {
+            records_per_s: cap(&mut rng, &[0, 200, 2_000]),
+            bytes_per_s: cap(&mut rng, &[0, 100_000]),
+            ramp_ns: rng.pick(&[0, 50]) * MS,
+            seed,
+        },
+        _ => GuestOptions::default(),
     }
 }
 
