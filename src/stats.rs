@@ -203,6 +203,8 @@ pub struct States {
     pub exposed: bool,
     /// The producer instance is being replaced.
     pub rebuilding: bool,
+    /// An outage is rehearsed: nothing is handed over ([`crate::Pipeline::drill`]).
+    pub drilling: bool,
     /// Partitions that are paused because their broker is silent.
     pub paused_partitions: u32,
     /// A thread reserved room in a lane more than 100 ms ago and has not finished its record.

@@ -84,6 +84,8 @@ pub(crate) struct Guest {
     /// Nothing was owed, or the last report came.
     heard_ns: u64,
     catching_up: bool,
+    /// Bytes that arrived less those handed over; moved by what is handed over again.
+    waiting_bytes: i64,
     /// What has to be left for the backlog by what comes back beside it.
     kept: (i128, i128),
     pub(super) arrivals: Rate,
@@ -103,6 +105,7 @@ impl Guest {
             ramp_from_ns: None,
             heard_ns: now_ns,
             catching_up: false,
+            waiting_bytes: 0,
             kept: (0, 0),
             arrivals: Rate::new(now_ns),
             delivered: Rate::new(now_ns),
@@ -118,7 +121,7 @@ impl Guest {
         if handed == 0 {
             self.heard_ns = now_ns;
         }
-        if is_gone || now_ns.saturating_sub(self.heard_ns) >= SILENT_NS {
+        if is_gone || self.is_silent() {
             self.ramp_from_ns = None;
         }
         let recent_ns = now_ns.saturating_sub(self.recent_from_ns);
@@ -141,6 +144,7 @@ impl Guest {
     /// A record left its lane.
     pub(crate) fn arrived(&mut self, bytes: u64) {
         self.arrivals.add(1, bytes);
+        self.waiting_bytes += bytes as i64;
         self.records.arrived(1);
         self.bytes.arrived(bytes);
     }
@@ -209,6 +213,16 @@ impl Guest {
         self.catching_up
     }
 
+    /// The sink owes reports, and gave none for long.
+    pub(crate) fn is_silent(&self) -> bool {
+        self.now_ns.saturating_sub(self.heard_ns) >= SILENT_NS
+    }
+
+    /// Only differences mean something.
+    pub(crate) fn waiting_bytes(&self) -> i64 {
+        self.waiting_bytes
+    }
+
     /// Whether the main sequence may hand over a record now.
     pub(crate) fn may_go(&self) -> bool {
         !self.catching_up || self.has_more_than((0, 0))
@@ -228,6 +242,7 @@ impl Guest {
     /// A record was handed over, of the main sequence or `redriven`.
     pub(crate) fn handed(&mut self, bytes: u64, redriven: bool) {
         let asked = redriven || self.catching_up;
+        self.waiting_bytes -= bytes as i64;
         self.records.spend(1, asked);
         self.bytes.spend(bytes, asked);
     }

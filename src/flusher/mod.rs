@@ -5,6 +5,7 @@
 //! simulator drives it without them. In a healthy run it touches no file.
 
 mod ages;
+mod drill;
 mod guest;
 mod hold;
 mod journal;
@@ -107,6 +108,7 @@ pub(crate) struct Flusher {
     parked: VecDeque<Parked>,
     holds: Holds,
     guest: Guest,
+    drill: Option<drill::Drill>,
     /// The first number of this run: what is below was found in the log.
     own_from: Lsn,
     receipts: VecDeque<(Lsn, u32)>,
@@ -293,6 +295,7 @@ impl Flusher {
             reader: None,
             wal_full: parts.wal_full,
             guest: Guest::new(parts.guest, now_ns),
+            drill: None,
             dropping: None,
             reads: Default::default(),
             shared: parts.shared,
@@ -344,7 +347,7 @@ impl Flusher {
         self.leave_failed_segments();
         self.forgive_wal(now_ns);
         self.serve(now_ns);
-        let is_gone = !self.sink_state.connected || self.rebuilding;
+        let is_gone = !self.sink_state.connected || self.rebuilding || self.stands_still();
         self.guest.tick(now_ns, self.seq.handed_records(), is_gone);
         self.set_aside_parked();
         // Before the lanes: what was sent before a request was made is seen at the look after.
@@ -352,6 +355,7 @@ impl Flusher {
         let is_asked = self.take_requests();
         let waiting = self.look_at_lanes(now_ns);
         self.open_flush(asked);
+        self.rehearse(now_ns);
         let hurry = is_asked || !self.flushes.is_empty() || self.close.is_some();
         let cutoff_ns = policy::journal_cutoff_ns(&self.timing, self.worst_look_ns, now_ns);
         let too_old = self.wal.is_some()
@@ -366,8 +370,11 @@ impl Flusher {
         if let Some(cutoff_ns) = cutoff_ns {
             self.journal_to(self.seq.journal_target(cutoff_ns));
         }
-        let mut more = self.redrive_held(now_ns);
-        more |= self.produce(now_ns) || dropping;
+        let mut more = dropping;
+        if !self.stands_still() {
+            more |= self.redrive_held(now_ns);
+            more |= self.produce(now_ns);
+        }
         if !self.holds.is_empty() {
             self.set_aside_held();
         }

@@ -73,7 +73,7 @@ impl Flusher {
     }
 
     /// The totals as of a look at the lanes, and the sum of their sequences then.
-    fn totals(&mut self) -> (BookTotals, u32) {
+    pub(super) fn totals(&mut self) -> (BookTotals, u32) {
         let (mut accepted, mut in_lanes, mut reserved) = (0, 0, 0u32);
         for i in 0..self.lanes.len() {
             let look = self.look_again(i);
@@ -100,7 +100,7 @@ impl Flusher {
         (totals, reserved)
     }
 
-    fn oldest_unsafe_ns(&mut self) -> Option<u64> {
+    pub(super) fn oldest_unsafe_ns(&mut self) -> Option<u64> {
         let mut oldest = self.seq.oldest_unsafe_ns();
         for lane in &mut self.lanes {
             if let Some(t) = lane.oldest_ns() {
@@ -172,6 +172,7 @@ impl Flusher {
             tls_failed: s.tls_failed.clone(),
             exposed: f.exposed,
             rebuilding: self.rebuilding,
+            drilling: self.stands_still(),
             paused_partitions: s.paused_partitions,
             lane_stalled: !self.stalled_lanes.is_empty(),
             stalled_lanes: self.stalled_lanes.clone(),

@@ -11,6 +11,7 @@ use super::coverage::Coverage;
 use super::machine::{LANES, Process, Setup, SimClock};
 use super::rng::Rng;
 use super::sink::{Expected, Outside, PARTITIONS};
+use crate::drill::{Desk, Outage};
 use crate::flusher::GuestOptions;
 use crate::report::Scope;
 use crate::sequence::Broken;
@@ -20,6 +21,7 @@ use crate::wal::{MemoryStorage, StorageOp, inspect};
 use parking_lot::Mutex;
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 const MS: u64 = 1_000_000;
 /// More than there are lanes: two of them share one.
@@ -194,7 +196,10 @@ impl Schedule {
             21 => self.stall_or_resume(),
             22 => self.deny_or_allow(),
             23..=24 => self.append_late(),
-            25 => self.ask_flush(),
+            25 => {
+                self.ask_flush();
+                self.ask_drill();
+            }
             26..=27 => self.end_rebuild(),
             28 => self.break_or_mend_disk(),
             29 => self.break_instance(),
@@ -429,6 +434,20 @@ impl Schedule {
         let outside = self.outside.lock();
         let sent = outside.checker.accepted_in_this_run();
         self.flushes.push((number, sent));
+    }
+
+    /// A drill, or none: not if one is under way, or if the flusher refuses it.
+    fn ask_drill(&mut self) {
+        let shared = &self.process.shared;
+        let mut desk = shared.drill.lock();
+        if matches!(*desk, Desk::Ended(_)) {
+            self.coverage.drills += u64::from(matches!(*desk, Desk::Ended(Ok(_))));
+            *desk = Desk::Free;
+        }
+        drop(desk);
+        // Not from the schedule's own chance: its seeds keep their meaning.
+        let lasts = Duration::from_millis(1 + self.now_ns / MS % 97);
+        let _ = shared.ask_drill(Outage::lasting(lasts));
     }
 
     /// Something outside our sight is wrong with the instance: it is replaced at the next look.

@@ -3,6 +3,7 @@
 
 #![allow(clippy::print_stdout)]
 
+mod drill;
 mod faults;
 mod full;
 mod pace;
