@@ -52,7 +52,11 @@ fn assert_exact(seen: &forebay::sink::MemoryHandle, sent: [u64; 2]) {
     for (thread, sent) in sent.into_iter().enumerate() {
         let prefix = format!("{thread}-");
         let numbers = records.iter().filter_map(|r| {
-            std::str::from_utf8(r.value.as_deref()?).ok()?.strip_prefix(&prefix)?.parse().ok()
+            std::str::from_utf8(r.value.as_deref()?)
+                .ok()?
+                .strip_prefix(&prefix)?
+                .parse::<u64>()
+                .ok()
         });
         assert!(numbers.eq(0..sent), "thread {thread}: not all {sent}, once, in order");
     }
