@@ -25,11 +25,12 @@ fn under_load<T>(pipeline: &Pipeline, body: impl FnOnce() -> T) -> (T, [u64; 2])
             let topic = pipeline.topic("t").expect("a good name");
             let stop = &stop;
             scope.spawn(move || {
+                let key = [thread];
                 let mut sent = 0u64;
                 while !stop.load(Ordering::Relaxed) {
                     for _ in 0..20 {
                         let value = format!("{thread}-{sent}");
-                        let record = topic.record(value.as_bytes()).key(&[thread]);
+                        let record = topic.record(value.as_bytes()).key(&key);
                         // A close in the middle refuses the rest.
                         if record.send_timeout(SOON).is_err() {
                             return sent;

@@ -6,7 +6,7 @@ mod kafka_common;
 mod trace_common;
 
 use forebay::{Pipeline, ReloadError, Stats, Topic};
-use forebay_testkit::audit::Audit;
+use forebay_testkit::audit::{Audit, Id};
 use forebay_testkit::secure::{PASSWORD, PLAIN_PASSWORD, PLAIN_USER, USER};
 use forebay_testkit::{Door, Kafka, KafkaOptions, private_dir, say};
 use kafka_common as common;
@@ -373,4 +373,70 @@ fn reloads_of_a_healthy_pipeline_lose_nothing_and_keep_the_order() {
         common::books_line(&report.stats),
         audit.line(&counts)
     ));
+}
+
+/// A topic that the user may no longer write to, or no longer see, is held with what it had in
+/// flight; the topic beside it goes on. Once it is permitted everything arrives by itself.
+#[test]
+fn a_forbidden_topic_is_held_and_redriven_when_it_is_permitted() {
+    let Some(kafka) = shared() else { return };
+    let mut properties = protocol("SASL_PLAINTEXT");
+    properties.extend(login("PLAIN", PLAIN_USER, PLAIN_PASSWORD));
+    for operation in ["Write", "All"] {
+        let name = kafka.topic("forbidden", common::PARTITIONS);
+        let beside_name = kafka.topic("permitted", common::PARTITIONS);
+        let dir = private_dir();
+        let (pipeline, topic) = open(&kafka.door(Door::Login), dir.path(), &properties, &name);
+        let beside = pipeline.topic(&beside_name).expect("a good name");
+        pipeline.ready(LIMIT).expect("it is let in");
+        let mut sent = 0;
+        let mut some = |records: u64| {
+            for number in sent..sent + records {
+                let id = Id { source: 0, number };
+                assert!(common::send(&topic, id) && common::send(&beside, id), "no room");
+            }
+            sent += records;
+            sent
+        };
+        some(500);
+        common::flush(&pipeline);
+        assert!(pipeline.stats().held.is_empty());
+
+        kafka.oracle().forbid(PLAIN_USER, &name, operation).expect("it is forbidden");
+        let start = Instant::now();
+        let held = |stats: &Stats| stats.held.iter().any(|h| h.topic == name);
+        while !held(&pipeline.stats()) {
+            assert!(start.elapsed() < LIMIT, "{operation}: {:?}", pipeline.stats());
+            some(1);
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        let held_after = start.elapsed();
+        let all = some(1_000);
+        // Whatever waits, it isn't the topic beside.
+        let stats = until(&pipeline, operation, |stats| {
+            let beside = stats.topics.iter().find(|t| t.name == beside_name);
+            held(stats) && beside.is_some_and(|t| t.delivered == all)
+        });
+        let hold = stats.held.iter().find(|h| h.topic == name).expect("it is held");
+        assert_eq!((hold.reason, stats.states.auth_failed), ("topic_unauthorised", None));
+
+        let start = Instant::now();
+        kafka.oracle().permit(&name).expect("it is permitted");
+        until(&pipeline, operation, |stats| stats.held.is_empty());
+        let flowing_after = start.elapsed();
+        let all = some(500);
+        common::flush(&pipeline);
+        let report = pipeline.close(Duration::from_secs(10)).expect("it closes");
+        common::assert_all_delivered(&report, 2 * all, 0);
+        let audits = [&name, &beside_name]
+            .map(|name| Audit::new(&kafka.oracle().read(name).unwrap(), common::stream));
+        audits.iter().for_each(|audit| audit.assert_whole(&[all]));
+        say(&format!(
+            "forbidden ({operation}): held after {held_after:.1?}, flowing {flowing_after:.1?} after \
+             it was permitted: {}; the topic beside: {}; rebuilds {}",
+            audits[0].line(&[all]),
+            audits[1].line(&[all]),
+            report.stats.rebuilds
+        ));
+    }
 }

@@ -94,6 +94,9 @@ struct Hold {
     early: BTreeSet<(Lsn, LogPosition)>,
     highest: Lsn,
     early_reader: Option<AsideReader>,
+    /// Those that can never be delivered, and their own reader: a topic may have many of them.
+    guilty: BTreeSet<LogPosition>,
+    guilty_reader: Option<AsideReader>,
     /// Found at open: the main log may bring older ones.
     is_old: bool,
 }
@@ -115,6 +118,8 @@ impl Hold {
             early: BTreeSet::new(),
             highest: Lsn(0),
             early_reader: None,
+            guilty: BTreeSet::new(),
+            guilty_reader: None,
             is_old: false,
         }
     }
@@ -153,6 +158,14 @@ impl Hold {
         match &mut self.phase {
             Phase::Held { .. } => {}
             phase => *phase = Phase::Held { probe_at_ns },
+        }
+    }
+
+    /// What was read at this place can never be delivered: to be set aside as a dead letter.
+    fn is_guilty(&mut self, position: LogPosition, why: Reason) {
+        if let Some(open) = self.open.get_mut(&position) {
+            open.fate = Fate::Guilty(why);
+            self.guilty.insert(position);
         }
     }
 

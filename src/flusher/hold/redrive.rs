@@ -160,7 +160,8 @@ impl Flusher {
                     scope: Scope::Record | Scope::Batch,
                     reason: why,
                 }) => {
-                    hold.open.insert(at, Open { lsn, reason, fate: Fate::Guilty(why) });
+                    hold.open.insert(at, Open { lsn, reason, fate: Fate::Failed });
+                    hold.is_guilty(at, why);
                     // It is set aside anew at the next look, and the rest goes on.
                     if before.is_none() {
                         hold.has_read(at);
@@ -201,7 +202,7 @@ impl Flusher {
                 }
             }
             Outcome::Failed { scope: Scope::Record | Scope::Batch, reason: why, .. } => {
-                open.fate = Fate::Guilty(why);
+                hold.is_guilty(at, why);
                 if hold.phase == Phase::Probing {
                     hold.phase = Phase::Draining;
                 }
@@ -250,14 +251,18 @@ impl Flusher {
         let unix_ms = self.clock.unix_ms();
         loop {
             let Flusher { wal: Some(wal), holds, .. } = self else { return };
-            let Some(hold) = holds.topics.get(&topic) else { return };
-            let guilty = hold.open.iter().find_map(|(at, open)| match open.fate {
-                Fate::Guilty(why) => Some((*at, open.reason, why)),
-                _ => None,
-            });
-            let Some((at, reason, why)) = guilty else { return };
-            let mut reader = None;
-            let written = match find(wal, &mut reader, at) {
+            let Some(hold) = holds.topics.get_mut(&topic) else { return };
+            let Some(at) = hold.guilty.first().copied() else {
+                return;
+            };
+            let (reason, why) = match hold.open.get(&at) {
+                Some(Open { reason, fate: Fate::Guilty(why), .. }) => (*reason, *why),
+                _ => {
+                    hold.guilty.remove(&at);
+                    continue;
+                }
+            };
+            let written = match find(wal, &mut hold.guilty_reader, at) {
                 Some(aside) => {
                     let (lsn, record) = (aside.lsn, aside.record);
                     wal.set_aside(lsn, &record, why.name, why.code, unix_ms).map(Some)
@@ -273,6 +278,7 @@ impl Flusher {
                     }
                     self.seq.redriven(topic, reason, End::SetAside(why.name));
                     if let Some(hold) = self.holds.topics.get_mut(&topic) {
+                        hold.guilty.remove(&at);
                         hold.is_final(at);
                     }
                     self.changed = true;

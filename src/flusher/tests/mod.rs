@@ -6,6 +6,7 @@
 mod drill;
 mod faults;
 mod full;
+mod held;
 mod pace;
 
 use super::{Flusher, GuestOptions, Parts};

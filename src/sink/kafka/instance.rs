@@ -394,11 +394,11 @@ fn read_event(event: NonNull<rd_kafka_event_t>, act: &mut impl FnMut(Event<'_>))
     unsafe {
         match rd_kafka_event_type(event) {
             RD_KAFKA_EVENT_DR => loop {
-                let message = rd_kafka_event_message_next(event);
-                if message.is_null() {
+                let Some(message) = NonNull::new(rd_kafka_event_message_next(event).cast_mut())
+                else {
                     return;
-                }
-                act(Event::Report(read_delivery(message), Message::new(&*message)));
+                };
+                act(Event::Report(read_delivery(message.as_ptr()), Message::new(message)));
             },
             RD_KAFKA_EVENT_ERROR => {
                 let read: unsafe extern "C" fn(*mut rd_kafka_event_t) -> i32 =

@@ -151,10 +151,22 @@ pub(super) enum Choice {
     Unknown,
 }
 
+/// For how long metadata must show fewer partitions, without a report from those above, until
+/// what is in flight there is taken for lost: a broker that is behind may show an older count.
+const GONE_NS: u64 = 500_000_000;
+
+/// Metadata shows fewer partitions than have something in flight.
+#[derive(Clone, Copy, Debug)]
+struct Shrunk {
+    count: usize,
+    since_ns: u64,
+}
+
 /// The partitions of one topic.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Partitions {
     all: Vec<Partition>,
+    shrunk: Option<Shrunk>,
     turn: usize,
     turn_records: u32,
     turn_bytes: u64,
@@ -169,14 +181,31 @@ impl Partitions {
 
     /// Takes the count from metadata. A topic that shrank (deleted and made again) keeps the
     /// accounts above the count as long as anything in them is unreported.
-    pub fn set_count(&mut self, count: usize) {
-        if count < self.all.len() && self.all[count..].iter().any(|p| p.records > 0) {
+    pub fn set_count(&mut self, count: usize, now_ns: u64) {
+        let above = self.all.get(count..).unwrap_or_default();
+        let waiting = above.iter().filter(|p| p.records > 0);
+        if let Some(heard_ns) = waiting.map(|p| p.heard_ns).max() {
+            let before = self.shrunk.filter(|s| s.count == count && heard_ns <= s.since_ns);
+            self.shrunk = before.or(Some(Shrunk { count, since_ns: now_ns }));
             return;
         }
+        self.shrunk = None;
         self.all.resize_with(count, Partition::default);
         if self.turn >= count {
             self.turn = 0;
         }
+    }
+
+    /// Whether metadata shows fewer partitions than have something in flight, and whether it has
+    /// for so long that no report will come: librdkafka gives none for a partition that is gone.
+    pub fn shrunk(&self, now_ns: u64) -> Option<bool> {
+        self.shrunk.map(|s| now_ns >= s.since_ns + GONE_NS)
+    }
+
+    /// How many records are in flight to partitions that are gone.
+    pub fn lost(&self) -> u64 {
+        let above = self.shrunk.and_then(|s| self.all.get(s.count..)).unwrap_or_default();
+        above.iter().map(|p| u64::from(p.records)).sum()
     }
 
     /// Whether the instance owes no report for this partition.

@@ -15,7 +15,7 @@ const LIMITS: Limits = Limits {
 
 fn partitions(count: usize) -> Partitions {
     let mut all = Partitions::default();
-    all.set_count(count);
+    all.set_count(count, 0);
     all
 }
 
@@ -147,11 +147,28 @@ fn a_report_during_a_try_ends_the_silence_without_another_call() {
 fn a_topic_that_shrinks_keeps_open_accounts() {
     let mut p = partitions(4);
     p.handed_over(3, 10, false, 0);
-    p.set_count(2);
-    assert_eq!(p.count(), 4);
-    p.reported(3, 10, 1);
-    p.set_count(2);
-    assert_eq!(p.count(), 2);
+    p.set_count(2, 1);
+    assert_eq!((p.count(), p.shrunk(1), p.lost()), (4, Some(false), 1));
+    p.reported(3, 10, 2);
+    p.set_count(2, 3);
+    assert_eq!((p.count(), p.shrunk(3), p.lost()), (2, None, 0));
+}
+
+#[test]
+fn what_is_in_flight_to_a_partition_that_is_gone_is_lost_after_a_while() {
+    let mut p = partitions(4);
+    p.handed_over(1, 10, false, 0);
+    p.handed_over(3, 10, false, 0);
+    p.handed_over(3, 10, false, 0);
+    p.set_count(2, 100);
+    // It answers, so it is there: the count was that of a broker that is behind.
+    p.reported(3, 10, 200);
+    p.set_count(2, 300);
+    assert_eq!(p.shrunk(300 + GONE_NS - 1), Some(false));
+    p.set_count(2, 400);
+    assert_eq!((p.shrunk(300 + GONE_NS), p.lost()), (Some(true), 1));
+    p.set_count(4, 500);
+    assert_eq!((p.count(), p.shrunk(u64::MAX), p.lost()), (4, None, 0));
 }
 
 #[test]

@@ -49,7 +49,7 @@ impl Topic {
         match metadata.code {
             // No leader somewhere: the partitions are known all the same.
             0 | code::LEADER_NOT_AVAILABLE if metadata.partitions > 0 => {
-                self.partitions.set_count(metadata.partitions);
+                self.partitions.set_count(metadata.partitions, now_ns);
                 self.standing = Standing::Known;
             }
             // Just being created.

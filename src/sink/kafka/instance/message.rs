@@ -3,15 +3,38 @@
 use crate::record::{Header, RecordView, Shape, TopicId};
 use rdkafka::bindings::*;
 use std::ffi::CStr;
-use std::ptr;
+use std::marker::PhantomData;
+use std::ptr::{self, NonNull};
 
 /// The record of a delivery report, while the report lives.
-pub(in crate::sink::kafka) struct Message<'a>(&'a rd_kafka_message_t);
+pub(in crate::sink::kafka) struct Message<'a> {
+    message: NonNull<rd_kafka_message_t>,
+    report: PhantomData<&'a rd_kafka_event_t>,
+}
 
-impl<'a> Message<'a> {
-    /// The message of a live report.
-    pub(super) fn new(message: &'a rd_kafka_message_t) -> Self {
-        Message(message)
+impl Message<'_> {
+    /// The message of a report.
+    ///
+    /// # Safety
+    /// `message` came from the report's event, which lives as long as this value, and nobody else
+    /// uses it meanwhile.
+    pub(super) unsafe fn new(message: NonNull<rd_kafka_message_t>) -> Self {
+        Message { message, report: PhantomData }
+    }
+
+    /// The time that the record was handed over with. librdkafka tells it only of a message that
+    /// has no error.
+    fn timestamp_ms(&self) -> i64 {
+        let message = self.message.as_ptr();
+        // SAFETY: the message is live and nobody else uses it (see `new`), so its code, which is
+        // an integer to librdkafka, may be another one during the call.
+        unsafe {
+            let code = ptr::addr_of_mut!((*message).err).cast::<i32>();
+            let kept = code.replace(0);
+            let timestamp_ms = rd_kafka_message_timestamp(message, ptr::null_mut());
+            code.write(kept);
+            timestamp_ms
+        }
     }
 
     /// Calls `act` with the record as it was handed over; `body` is written over.
@@ -19,27 +42,26 @@ impl<'a> Message<'a> {
         body.clear();
         self.headers(body);
         let headers_len = body.len() as u32;
-        let m = self.0;
+        let timestamp_ms = self.timestamp_ms();
+        let m = self.message.as_ptr();
         // SAFETY: the message is live, and so are its key and value, which are as long as it says.
-        let (key, value, timestamp_ms) = unsafe {
+        let (key, value, partition) = unsafe {
             let bytes = |at: *mut std::ffi::c_void, len: usize| {
                 (!at.is_null()).then(|| std::slice::from_raw_parts(at.cast::<u8>(), len))
             };
-            let timestamp_ms = rd_kafka_message_timestamp(m, ptr::null_mut());
-            (bytes(m.key, m.key_len), bytes(m.payload, m.len), timestamp_ms)
+            (bytes((*m).key, (*m).key_len), bytes((*m).payload, (*m).len), (*m).partition)
         };
         body.extend_from_slice(key.unwrap_or_default());
         body.extend_from_slice(value.unwrap_or_default());
         let len = |part: Option<&[u8]>| part.map(|p| p.len() as u32);
         let shape = Shape { headers_len, key_len: len(key), value_len: len(value) };
-        let (topic, partition) = (TopicId(0), m.partition);
-        act(&RecordView { topic, partition, timestamp_ms, shape, body })
+        act(&RecordView { topic: TopicId(0), partition, timestamp_ms, shape, body })
     }
 
     fn headers(&self, body: &mut Vec<u8>) {
         let mut list = ptr::null_mut();
         // SAFETY: the message is live; the list stays its own.
-        unsafe { rd_kafka_message_headers(self.0, &mut list) };
+        unsafe { rd_kafka_message_headers(self.message.as_ptr(), &mut list) };
         if list.is_null() {
             return;
         }

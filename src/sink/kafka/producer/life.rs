@@ -9,7 +9,7 @@ use crate::sink::kafka::describe;
 use crate::sink::kafka::errors::classify;
 use crate::sink::kafka::instance::{Instance, TopicMetadata};
 use crate::sink::kafka::reload::Fresh;
-use crate::sink::kafka::topics::Standing;
+use crate::sink::kafka::topics::{Standing, Topic};
 use crate::sink::kafka::worker::{self, Answer, Command, Role, Worker};
 use std::sync::Arc;
 
@@ -46,9 +46,10 @@ impl KafkaSink {
             }
         }
         let now_ns = self.now_ns;
+        self.judge_shrunk();
         let waits = self.topics.iter().any(|t| match t.standing {
             Standing::Asked => true,
-            Standing::Known => false,
+            Standing::Known => t.partitions.shrunk(now_ns).is_some(),
             Standing::Missing { .. } => t.rejects(now_ns, self.grace_ns).is_none(),
         });
         let rejects = self.topics.iter().any(|t| matches!(t.standing, Standing::Missing { .. }));
@@ -60,6 +61,25 @@ impl KafkaSink {
             self.metadata_interval_ns
         };
         self.metadata_next_ns = now_ns + interval_ns;
+    }
+
+    /// Asks for a rebuild when what is in flight to partitions that are gone keeps the new count
+    /// from being used: nothing else would end that but the watch.
+    fn judge_shrunk(&mut self) {
+        let gone = |t: &&Topic| t.partitions.shrunk(self.now_ns) == Some(true);
+        let Some(topic) = self.topics.iter().find(gone) else { return };
+        if self.fatal.is_some() || !matches!(self.phase, Phase::Live(_)) {
+            return;
+        }
+        let text = format!("partitions_gone: {} has fewer partitions than before", topic.name);
+        tracing::warn!(target: "forebay::kafka", "the producer needs a rebuild: {text}");
+        self.last_error = Some(text.clone());
+        self.fatal = Some((Reason { name: "partitions_gone", code: 0 }, text));
+    }
+
+    /// Records that the instance will never report.
+    fn lost(&self) -> u64 {
+        self.topics.iter().map(|t| t.partitions.lost()).sum()
     }
 
     pub(super) fn take_answers(&mut self) {
@@ -118,7 +138,7 @@ impl KafkaSink {
     pub(super) fn advance(&mut self) {
         match self.phase {
             Phase::Draining { until_ns, .. }
-                if self.outstanding == 0 || self.now_ns >= until_ns =>
+                if self.outstanding <= self.lost() || self.now_ns >= until_ns =>
             {
                 self.give_up_instance();
                 let until_ns = self.now_ns + self.next_pause();
