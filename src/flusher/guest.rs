@@ -124,6 +124,9 @@ impl Guest {
         if is_gone || self.is_silent() {
             self.ramp_from_ns = None;
         }
+        if is_gone {
+            self.forget();
+        }
         let recent_ns = now_ns.saturating_sub(self.recent_from_ns);
         if recent_ns >= RECENT_NS {
             for purse in [&mut self.records, &mut self.bytes] {
@@ -159,11 +162,13 @@ impl Guest {
                 most => self.chance() % (most + 1),
             };
             self.ramp_from_ns = Some(now_ns + jitter_ns);
-            // What was earned while the sink was away is not owed to anybody.
-            (self.records.level, self.bytes.level) = (0, 0);
-            self.records.recent = [0; 2];
-            self.bytes.recent = [0; 2];
+            self.forget();
         }
+    }
+
+    /// What was earned while the sink was away is owed to nobody: it is backlog.
+    fn forget(&mut self) {
+        (self.records, self.bytes) = Default::default();
     }
 
     /// splitmix64.
