@@ -181,5 +181,5 @@ pub(crate) enum Desk {
     Free,
     Asked(Outage),
     Running,
-    Ended(Result<DrillReport, DrillError>),
+    Ended(Box<Result<DrillReport, DrillError>>),
 }

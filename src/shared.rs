@@ -181,7 +181,7 @@ impl Shared {
         let mut desk = self.drill.lock();
         let Desk::Asked(outage) = *desk else { return None };
         if is_under_way {
-            *desk = Desk::Ended(Err(DrillError::AlreadyRunning));
+            *desk = Desk::Ended(Box::new(Err(DrillError::AlreadyRunning)));
             return None;
         }
         *desk = Desk::Running;
@@ -192,7 +192,7 @@ impl Shared {
     pub(crate) fn end_drill(&self, result: Result<DrillReport, DrillError>) {
         let mut desk = self.drill.lock();
         if matches!(*desk, Desk::Running) {
-            *desk = Desk::Ended(result);
+            *desk = Desk::Ended(Box::new(result));
         }
     }
 

@@ -47,7 +47,7 @@ impl Pipeline {
         shared.wait_until(limit, &mut { has_ended });
         let desk = std::mem::take(&mut *shared.drill.lock());
         match desk {
-            Desk::Ended(result) => result,
+            Desk::Ended(result) => *result,
             _ => {
                 let published = shared.published.lock();
                 Err(match (&published.stopped, &published.closed) {

@@ -440,8 +440,8 @@ impl Schedule {
     fn ask_drill(&mut self) {
         let shared = &self.process.shared;
         let mut desk = shared.drill.lock();
-        if matches!(*desk, Desk::Ended(_)) {
-            self.coverage.drills += u64::from(matches!(*desk, Desk::Ended(Ok(_))));
+        if let Desk::Ended(result) = &*desk {
+            self.coverage.drills += u64::from(result.is_ok());
             *desk = Desk::Free;
         }
         drop(desk);

@@ -235,7 +235,7 @@ pub fn play(args: &Args, mut watch: impl FnMut(&Glance<'_>)) -> Result<Outcome, 
         let drill =
             args.drill.then(|| scope.spawn(move || drill::rehearse(pipeline, &shared, plan)));
         conductor.play(&mut stats, &mut watch);
-        drill.map(|drill| drill.join().unwrap_or_else(|_| Err(DrillError::Closed)))
+        drill.map(|drill| drill.join().unwrap_or(Err(DrillError::Closed)))
     });
     let sent = senders.join();
     // What waits for a batch shouldn't wait any longer; how long all of it takes is the

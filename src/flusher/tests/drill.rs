@@ -31,25 +31,20 @@ fn ask(m: &mut Machine, outage: Outage) -> Option<DrillError> {
 
 fn refusal(m: &Machine) -> Option<DrillError> {
     let mut desk = m.shared.drill.lock();
-    match std::mem::take(&mut *desk) {
-        Desk::Ended(Err(why)) => Some(why),
-        other => {
-            *desk = other;
-            None
-        }
-    }
+    let Desk::Ended(result) = &*desk else { return None };
+    let why = result.clone().err();
+    *desk = Desk::Free;
+    why
 }
 
 fn report(m: &mut Machine, per_look: u64) -> DrillReport {
     let from_ns = m.clock.now_ns();
     loop {
         load(m, 5, per_look);
-        if matches!(*m.shared.drill.lock(), Desk::Ended(_)) {
-            let desk = std::mem::take(&mut *m.shared.drill.lock());
-            match desk {
-                Desk::Ended(Ok(report)) => return report,
-                desk => panic!("{desk:?}"),
-            }
+        let desk = std::mem::take(&mut *m.shared.drill.lock());
+        match desk {
+            Desk::Ended(result) => return result.expect("a report"),
+            desk => *m.shared.drill.lock() = desk,
         }
         assert!(m.clock.now_ns() - from_ns < 600 * S, "no report");
     }
