@@ -101,6 +101,11 @@ impl Flusher {
                 AsideItem::Record(aside) => aside,
                 AsideItem::Error(_) => break false,
                 AsideItem::CaughtUp => {
+                    // One that went before its turn is final, and its segment may be gone: it
+                    // isn't met here any more.
+                    if let Some(last) = hold.open.last_key_value().map(|(at, _)| *at) {
+                        hold.has_read(last);
+                    }
                     // Guilty ones that wait for the log come behind nobody.
                     if hold.queue.is_empty() {
                         hold.phase = Phase::Flowing;
