@@ -60,6 +60,7 @@ impl Flusher {
         let mut reports = std::mem::take(&mut self.reports);
         self.sink.serve(now_ns, &mut reports);
         for Report { opaque, outcome } in reports.drain(..) {
+            self.guest.heard(now_ns, outcome == Outcome::Delivered);
             self.report(now_ns, opaque, outcome);
         }
         self.reports = reports;
@@ -122,7 +123,16 @@ impl Flusher {
     /// only to keep the look short.
     pub(super) fn produce(&mut self, now_ns: u64) -> bool {
         for _ in 0..PRODUCE_PER_LOOK {
-            let offer = match self.seq.next_produce() {
+            let next = self.seq.next_produce();
+            match next {
+                Next::Read | Next::Produce { source: Source::Log(_), .. } => self.guest.behind(),
+                Next::Idle => self.guest.caught_up(),
+                _ => {}
+            }
+            if !self.guest.may_go() {
+                return false;
+            }
+            let offer = match next {
                 Next::Produce { opaque, lsn, topic, source } => {
                     let asks = self.holds.has_partition_of(topic);
                     if !asks && self.hold_back(topic, None, lsn, opaque) {
@@ -168,7 +178,7 @@ impl Flusher {
                 }
                 let Some(view) = self.drain.view(&frame) else { return Offer::Stop };
                 let result = self.sink.produce(&name, &view, opaque);
-                self.offered(now_ns, topic, opaque, result)
+                self.offered(now_ns, topic, opaque, result, view.body.len())
             }
             Source::Log(position) => {
                 if now_ns < self.reads[ReadOf::Offer as usize].retry_at_ns {
@@ -176,15 +186,16 @@ impl Flusher {
                 }
                 let name = self.name(topic);
                 let Some(wal) = &mut self.wal else { return Offer::Stop };
-                let result = match wal.read_at(position) {
+                let (result, body) = match wal.read_at(position) {
                     Ok(read) => {
                         let partition =
                             if asks { self.sink.partition_of(&name, &read.record) } else { None };
-                        if asks && self.holds.keeps(topic, partition) {
+                        let result = if asks && self.holds.keeps(topic, partition) {
                             Err(partition)
                         } else {
                             Ok(self.sink.produce(&name, &read.record, opaque))
-                        }
+                        };
+                        (result, read.record.body.len())
                     }
                     Err(ReadError::Storage(kind)) => {
                         if !self.read_failed(ReadOf::Offer, now_ns, kind) {
@@ -201,7 +212,7 @@ impl Flusher {
                 };
                 self.read_works(ReadOf::Offer);
                 match result {
-                    Ok(result) => self.offered(now_ns, topic, opaque, result),
+                    Ok(result) => self.offered(now_ns, topic, opaque, result, body),
                     Err(partition) => {
                         self.hold_back(topic, partition, lsn, opaque);
                         Offer::Skip
@@ -223,10 +234,12 @@ impl Flusher {
         topic: TopicId,
         opaque: Opaque,
         result: Result<(), ProduceError>,
+        body_bytes: usize,
     ) -> Offer {
         match result {
             Ok(()) => {
                 self.seq.handed(opaque, self.sink.last_partition());
+                self.guest.handed((body_bytes + RECORD_OVERHEAD_BYTES) as u64, false);
                 Offer::Taken
             }
             Err(ProduceError::Busy) => Offer::Stop,
@@ -333,7 +346,8 @@ impl Flusher {
                             Offer::Skip
                         } else {
                             let result = self.sink.produce(&name, &read.record, opaque);
-                            self.offered(now_ns, topic, opaque, result)
+                            let body = read.record.body.len();
+                            self.offered(now_ns, topic, opaque, result, body)
                         }
                     }
                     _ => Offer::Skip,

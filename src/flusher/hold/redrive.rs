@@ -2,7 +2,7 @@
 //! order of the numbers, reports, and the end of segments in which all is final.
 
 use super::{Fate, Hold, Key, OURS, Open, PROBE_NS, Phase, is_ours};
-use crate::flusher::Flusher;
+use crate::flusher::{Flusher, RECORD_OVERHEAD_BYTES};
 use crate::record::LogPosition;
 use crate::report::{Opaque, Outcome, Scope};
 use crate::sequence::End;
@@ -71,7 +71,7 @@ impl Flusher {
         let name = self.name(key.topic);
         let owed = if key.partition().is_none() { self.seq.owed_of(key.topic) } else { 0 };
         let others_on_the_way = self.holds.on_the_way_but(key);
-        let Flusher { wal: Some(wal), holds, sink, seq, .. } = self else { return false };
+        let Flusher { wal: Some(wal), holds, sink, seq, guest, .. } = self else { return false };
         let Some(hold) = holds.all.get_mut(&key) else { return false };
         if let Some(partition) = key.partition()
             && hold.handed > 0
@@ -100,7 +100,10 @@ impl Flusher {
         let mut looked = 0;
         let more = loop {
             let on_the_way = others_on_the_way + hold.handed + seq.handed_records();
-            if on_the_way >= holds.window || (hold.phase == Phase::Probing && hold.handed > 0) {
+            if on_the_way >= holds.window
+                || !guest.may_redrive()
+                || (hold.phase == Phase::Probing && hold.handed > 0)
+            {
                 break false;
             }
             looked += 1;
@@ -158,6 +161,7 @@ impl Flusher {
             match sink.produce(&name, &aside.record, opaque) {
                 Ok(()) => {
                     holds.next_ticket += 1;
+                    guest.handed((aside.record.body.len() + RECORD_OVERHEAD_BYTES) as u64, true);
                     holds.tickets.insert(opaque.0, (key, at));
                     hold.handed += 1;
                     hold.open.insert(at, Open { lsn, reason, fate: Fate::Handed });

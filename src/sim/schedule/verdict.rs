@@ -24,8 +24,9 @@ impl Schedule {
         if books.set_aside > outside.given_up + held {
             return Err(format!("{} set aside, {} refused", books.set_aside, outside.given_up));
         }
-        // What is redriven has a window of its own, beside the span.
-        let most = 2 * self.setup.in_flight_max_records;
+        // What is redriven has a window of its own, beside the span, and so has what silent
+        // partitions had when they were held; each of these may be probed besides.
+        let most = 3 * self.setup.in_flight_max_records + PARTITIONS;
         if outside.brokers.outstanding() > most {
             return Err(format!("{} in flight, {most} allowed", outside.brokers.outstanding()));
         }
