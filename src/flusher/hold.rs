@@ -193,6 +193,12 @@ impl Hold {
         self.highest = self.highest.max(lsn);
     }
 
+    /// The highest number that is its own, set aside or still to be.
+    fn newest(&self) -> Lsn {
+        let queued = self.queue.last_key_value().map_or(Lsn(0), |(lsn, _)| *lsn);
+        self.highest.max(queued)
+    }
+
     /// The next record that comes out of its place, before the one with this number.
     fn early_before(&self, lsn: Lsn) -> Option<(Lsn, LogPosition)> {
         let is_due = |at: &LogPosition| self.open.get(at).is_none_or(|o| o.fate == Fate::Failed);
@@ -469,7 +475,7 @@ impl Flusher {
                 Some(before) => {
                     let (older, newer) =
                         if before.number < hold.number { (before, hold) } else { (hold, before) };
-                    if lsn <= older.highest { older } else { newer }
+                    if lsn <= older.newest() { older } else { newer }
                 }
                 None => hold,
             });
