@@ -6,8 +6,8 @@
 use rustix::net::sockopt::set_socket_linger;
 use std::collections::VecDeque;
 use std::io::{ErrorKind, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering::Relaxed};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -57,6 +57,8 @@ struct Shared {
     trouble: Mutex<Trouble>,
     /// The trouble that the listening thread has taken up.
     taken: Mutex<Trouble>,
+    /// Where it listens.
+    ip: AtomicU32,
     upstream: AtomicU16,
     ended: AtomicBool,
     connections: AtomicU64,
@@ -70,6 +72,10 @@ impl Shared {
     fn trouble(&self) -> Trouble {
         *self.trouble.lock().expect("no thread panics with it")
     }
+
+    fn ip(&self) -> Ipv4Addr {
+        Ipv4Addr::from_bits(self.ip.load(Relaxed))
+    }
 }
 
 impl Proxy {
@@ -78,6 +84,7 @@ impl Proxy {
         let shared = Arc::new(Shared {
             trouble: Mutex::new(Trouble::None),
             taken: Mutex::new(Trouble::None),
+            ip: AtomicU32::new(Ipv4Addr::LOCALHOST.to_bits()),
             upstream: AtomicU16::new(upstream),
             ended: AtomicBool::new(false),
             connections: AtomicU64::new(0),
@@ -86,7 +93,8 @@ impl Proxy {
             passed_bytes: AtomicU64::new(0),
             accepted: Mutex::new(None),
         });
-        let listener = listen(port).map_err(|e| format!("the proxy's port {port}: {e}"))?;
+        let at = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        let listener = listen(at).map_err(|e| format!("the proxy's port {port}: {e}"))?;
         let own = shared.clone();
         spawn("proxy-listen", move || accept_all(port, listener, &own));
         Ok(Proxy { port, shared })
@@ -95,7 +103,21 @@ impl Proxy {
     /// `host:port` of the proxy, for clients.
     #[must_use]
     pub fn address(&self) -> String {
-        format!("127.0.0.1:{}", self.port)
+        format!("{}:{}", self.shared.ip(), self.port)
+    }
+
+    /// Its port.
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Leaves its address for another one of this machine: open connections are reset, and the
+    /// old address refuses.
+    pub fn move_to(&self, ip: Ipv4Addr) {
+        self.make(Trouble::Refuse);
+        self.shared.ip.store(ip.to_bits(), Relaxed);
+        self.make(Trouble::None);
     }
 
     /// Makes trouble, or ends it; it is there for every new connection when this returns.
@@ -153,8 +175,8 @@ impl Drop for Proxy {
     }
 }
 
-fn listen(port: u16) -> std::io::Result<TcpListener> {
-    let listener = TcpListener::bind(("127.0.0.1", port))?;
+fn listen(at: SocketAddr) -> std::io::Result<TcpListener> {
+    let listener = TcpListener::bind(at)?;
     listener.set_nonblocking(true)?;
     Ok(listener)
 }
@@ -185,14 +207,14 @@ fn accept_all(port: u16, listener: TcpListener, shared: &Arc<Shared>) {
         }
         let Some(open) = &listener else {
             // Right after its end a port may be busy for a moment.
-            listener = listen(port).ok();
+            listener = listen(SocketAddr::from((shared.ip(), port))).ok();
             if listener.is_none() {
                 std::thread::sleep(LOOK);
             }
             continue;
         };
         if trouble == Trouble::Drop && fillers.is_empty() {
-            fillers = fill(open, port);
+            fillers = fill(open, SocketAddr::from((shared.ip(), port)));
         }
         *shared.taken.lock().expect("no thread panics with it") = trouble;
         if trouble == Trouble::Drop {
@@ -212,10 +234,9 @@ fn accept_all(port: u16, listener: TcpListener, shared: &Arc<Shared>) {
 }
 
 /// Fills the listener's queue, so that the system drops the first packet of whoever comes next.
-fn fill(listener: &TcpListener, port: u16) -> Vec<TcpStream> {
+fn fill(listener: &TcpListener, address: SocketAddr) -> Vec<TcpStream> {
     let mut fillers = Vec::new();
     if rustix::net::listen(listener, 0).is_ok() {
-        let address = SocketAddr::from(([127, 0, 0, 1], port));
         // A bound for the case that the system doesn't drop at all.
         while fillers.len() < 5_000 {
             match TcpStream::connect_timeout(&address, Duration::from_millis(200)) {
