@@ -34,7 +34,8 @@ fn round(
 fn every_codec_arrives_as_it_was_sent() {
     let Some(kafka) = Kafka::shared() else { return };
     let mut plain = 0;
-    for codec in ["none", "gzip", "snappy", "lz4"] {
+    let zstd = cfg!(feature = "zstd").then_some("zstd");
+    for codec in ["none", "gzip", "snappy", "lz4"].into_iter().chain(zstd) {
         let topic_name = kafka.topic("codec", common::PARTITIONS);
         let mut counts = Vec::new();
         let (stats, records) = round(

@@ -33,6 +33,8 @@ fn healthy_frozen_slow_and_gone() {
             stage.cluster.pause(id);
         }
         stage.until_spilled();
+        // What was answered before that may still be on its way.
+        std::thread::sleep(Duration::from_secs(1));
         let before = stage.pipeline.stats().books.delivered;
         stage.hold(EACH);
         let frozen = stage.cores;
@@ -51,7 +53,7 @@ fn healthy_frozen_slow_and_gone() {
         recover(stage);
 
         stage.cluster.trouble_everywhere(Trouble::Refuse);
-        std::thread::sleep(Duration::from_millis(100));
+        std::thread::sleep(Duration::from_secs(1));
         let before = passed(stage);
         stage.hold(EACH);
         let gone = stage.cores;

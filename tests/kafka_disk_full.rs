@@ -57,6 +57,8 @@ fn disks_that_fill_up() {
         // Two are enough: the third alone is no quorum, and is asked for nothing.
         until(LIMIT, "the brokers give up", || ended(stage) >= 2);
         stage.until_spilled();
+        // What was answered before that may still be on its way.
+        std::thread::sleep(Duration::from_secs(1));
         let delivered = stage.pipeline.stats().books.delivered;
         stage.hold(Duration::from_secs(4));
         assert_eq!(stage.pipeline.stats().books.delivered, delivered, "somebody takes records");
