@@ -16,32 +16,25 @@
 
 use super::{Flusher, Parked};
 use crate::record::{LogPosition, Lsn, TopicId};
-use crate::report::{Opaque, Reason};
+use crate::report::{Opaque, Reason, TOPIC_REASONS};
 use crate::stats::HeldTopic;
 use crate::wal::{AsideItem, AsideReader, Wal};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 mod redrive;
 
-/// What the reason of a held record begins with in the set-aside log.
-pub(super) const HELD: &str = "held:";
 /// Before the first probe, and between two while the sink itself knows that the topic can't be had.
 const PROBE_NS: u64 = 100_000_000;
 /// Marks our opaques: the in-flight table never has so many slots.
 const OURS: u64 = 1 << 31;
-/// Reasons that an earlier run may have had.
-const KNOWN: [&str; 6] = [
-    "topic_unavailable",
-    "topic_unauthorised",
-    "topic_invalid",
-    "unknown_partition",
-    "format_unsupported",
-    "compression_unsupported",
-];
-
 /// Whether a report is about a record that is being redriven.
 pub(super) fn is_ours(opaque: Opaque) -> bool {
     opaque.0 & OURS != 0
+}
+
+/// A reason's name, as one of these words, which live for ever.
+fn word(names: &[&'static str], name: &str) -> &'static str {
+    names.iter().find(|n| **n == name).copied().unwrap_or("topic")
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -202,7 +195,7 @@ pub(super) struct Holds {
     /// Our opaques on their way.
     tickets: HashMap<u64, (TopicId, LogPosition)>,
     next_ticket: u64,
-    /// Reasons seen.
+    /// Reasons that an earlier run may have had, and those seen.
     names: Vec<&'static str>,
     /// Most records on their way.
     window: usize,
@@ -220,14 +213,14 @@ impl Holds {
         marks: BTreeMap<TopicId, LogPosition>,
         mut found: impl FnMut(TopicId, &'static str),
     ) -> Holds {
-        let mut holds = Holds { marks, window, names: KNOWN.to_vec(), ..Holds::default() };
+        let mut holds = Holds { marks, window, names: TOPIC_REASONS.to_vec(), ..Holds::default() };
         let Some(wal) = wal else { return holds };
         let mut reader = wal.aside_reader(0);
         loop {
             match wal.read_aside(&mut reader) {
                 AsideItem::Record(aside) => {
                     let (segment, topic) = (aside.position.segment, aside.record.topic);
-                    let Some(reason) = holds.held_name(aside.note.reason) else {
+                    let Some(reason) = aside.note.held().map(|name| word(&holds.names, name)) else {
                         holds.dead.insert(segment);
                         continue;
                     };
@@ -270,12 +263,6 @@ impl Holds {
 
     fn mark_of(&self, topic: TopicId) -> LogPosition {
         self.marks.get(&topic).copied().unwrap_or_default()
-    }
-
-    /// The name behind `held:`, as a word that lives for ever; `None` for a dead letter's reason.
-    fn held_name(&self, reason: &str) -> Option<&'static str> {
-        let name = reason.strip_prefix(HELD)?;
-        Some(self.names.iter().find(|n| **n == name).copied().unwrap_or("topic"))
     }
 
     /// A dead letter lies in this segment: nobody but its owner removes it.
@@ -348,8 +335,8 @@ impl Flusher {
         true
     }
 
-    /// Writes what is held back to the set-aside log, in order. False when the log can't serve.
-    pub(super) fn set_aside_held(&mut self) -> bool {
+    /// Writes what is held back to the set-aside log, in order, as far as the log can serve.
+    pub(super) fn set_aside_held(&mut self) {
         let topics: Vec<TopicId> = self.holds.held().collect();
         for topic in topics {
             // What Kafka owes a report for, or a new instance is to be given, may be older.
@@ -363,11 +350,10 @@ impl Flusher {
                     if let Some(hold) = self.holds.topics.get_mut(&topic) {
                         hold.queue.insert(lsn, (opaque, reason));
                     }
-                    return false;
+                    return;
                 }
             }
         }
-        true
     }
 
     /// A record of a held topic is in the set-aside log.

@@ -6,7 +6,7 @@ use crate::record::LogPosition;
 use crate::report::{Opaque, Outcome, Report, Scope};
 use crate::sequence::{Backlog, End, Next, Source, Verdict};
 use crate::sink::ProduceError;
-use crate::wal::{AppendError, ReadError, ReadItem};
+use crate::wal::{AppendError, ReadError, ReadItem, SetAsideNote};
 
 /// What came of offering one record to the sink.
 enum Offer {
@@ -403,7 +403,7 @@ impl Flusher {
             },
         };
         self.reads[ReadOf::Parked as usize] = ReadTrouble::default();
-        let held = parked.held.map(|_| format!("{}{}", hold::HELD, reason.name));
+        let held = parked.held.map(|_| SetAsideNote::held_reason(reason.name));
         let words = held.as_deref().unwrap_or(reason.name);
         match wal.set_aside(lsn, &record, words, reason.code, now) {
             Ok(position) => {

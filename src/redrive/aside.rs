@@ -3,9 +3,10 @@
 //! segment goes. A crash in between leaves both, so a letter may be there, or sent, twice.
 
 use super::courier::{Courier, End, Letter};
-use super::{OF_THE_TOPIC, Options, Outcome, RedriveError, TICK};
+use super::{Options, Outcome, RedriveError, TICK};
 use crate::pipeline::Pipeline;
 use crate::record::{LogPosition, Lsn, RecordView, TopicId};
+use crate::report::TOPIC_REASONS;
 use crate::wal::{FrameKind, Inspected, Orphan, SegmentSummary, SetAsideNote};
 use std::collections::BTreeSet;
 use std::io;
@@ -56,8 +57,8 @@ fn walk(
             body,
         };
         // A reason that isn't UTF-8 is of a later version: the letter is one all the same.
-        let mut note = note.unwrap_or(SetAsideNote { reason: "", code: 0, unix_ms: 0 });
-        let held = note.reason.strip_prefix("held:");
+        let mut note = note.unwrap_or_default();
+        let held = note.held();
         let position = LogPosition { segment: segment.number, offset };
         let is_final = held.is_some() && log.is_redriven(topic, position);
         note.reason = held.unwrap_or(note.reason);
@@ -192,7 +193,7 @@ fn settle(
                 outcome.delivered += 1;
                 delivered.insert(letter.index);
             }
-            End::Refused(reason) if OF_THE_TOPIC.contains(&reason) => {
+            End::Refused(reason) if TOPIC_REASONS.contains(&reason) => {
                 outcome.left += 1;
                 let topic = options.to_topic.as_deref().unwrap_or(&letter.topic);
                 outcome.trouble.get_or_insert(format!("topic {topic}: {reason}"));
@@ -214,8 +215,9 @@ fn keep_rest(
     walk(log, segment, |dead| {
         if !delivered.contains(&dead.index) {
             let letter = Letter::new(dead.lsn, dead.index, dead.topic.into(), &dead.record);
-            let held = if dead.is_held { "held:" } else { "" };
-            let reason = format!("{held}{}", dead.note.reason);
+            let name = dead.note.reason;
+            let reason =
+                if dead.is_held { SetAsideNote::held_reason(name) } else { name.to_owned() };
             kept.push((letter, reason, dead.note.code, dead.note.unix_ms));
         }
         Ok(())

@@ -482,7 +482,7 @@ impl FrameHeader {
 }
 
 /// What a set-aside record says beside the record.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct SetAsideNote<'a> {
     /// Why.
     pub reason: &'a str,
@@ -492,7 +492,20 @@ pub struct SetAsideNote<'a> {
     pub unix_ms: i64,
 }
 
+/// What the reason of a record begins with that was set aside because its topic is held.
+const HELD: &str = "held:";
+
 impl<'a> SetAsideNote<'a> {
+    /// The reason of a record that is set aside because its topic is held, for `name`.
+    pub fn held_reason(name: &str) -> String {
+        format!("{HELD}{name}")
+    }
+
+    /// Why the record's topic is held; `None` for a dead letter.
+    pub fn held(&self) -> Option<&'a str> {
+        self.reason.strip_prefix(HELD)
+    }
+
     pub fn encode(&self) -> Vec<u8> {
         let mut cut = self.reason.len().min(REASON_BYTES_MAX);
         while !self.reason.is_char_boundary(cut) {

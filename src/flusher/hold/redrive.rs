@@ -1,7 +1,7 @@
 //! Owns the way back of what was set aside while its topic was held: probing, handing over in the
 //! order of the numbers, reports, and the end of segments in which all is final.
 
-use super::{Fate, HELD, Hold, OURS, Open, PROBE_NS, Phase};
+use super::{Fate, Hold, OURS, Open, PROBE_NS, Phase, word};
 use crate::flusher::Flusher;
 use crate::record::{LogPosition, TopicId};
 use crate::report::{Opaque, Outcome, Scope};
@@ -109,7 +109,7 @@ impl Flusher {
             };
             if aside.record.topic != topic
                 || aside.position < hold.mark
-                || !aside.note.reason.starts_with(HELD)
+                || aside.note.held().is_none()
             {
                 continue;
             }
@@ -133,8 +133,7 @@ impl Flusher {
                 }
             }
             let (at, lsn) = (aside.position, aside.lsn);
-            let reason = aside.note.reason.strip_prefix(HELD).unwrap_or_default();
-            let reason = holds.names.iter().find(|n| **n == reason).copied().unwrap_or("topic");
+            let reason = word(&holds.names, aside.note.held().unwrap_or_default());
             let ticket = holds.next_ticket;
             let opaque = Opaque((ticket >> 31) << 32 | OURS | (ticket & (OURS - 1)));
             match sink.produce(&name, &aside.record, opaque) {
