@@ -3,7 +3,7 @@
 use crate::clock::{Clock, SystemClock};
 use crate::config::{Config, Overflow, Partitioner, WalFull};
 use crate::error::OpenError;
-use crate::flusher::{Flusher, Parts};
+use crate::flusher::{Flusher, GuestOptions, Parts};
 use crate::keeper::{Keeper, KeeperLink};
 use crate::lane::{LaneOptions, Lanes};
 use crate::pipeline::{Pipeline, Threads};
@@ -231,6 +231,33 @@ impl Builder {
         self
     }
 
+    /// Most records a second of a backlog that are sent *beside what arrives now*: with a cap of
+    /// C a backlog shrinks by C a second however much arrives, so that it always ends. Holds for
+    /// all that comes from the log (recovered, spilled, of topics that were held), until the
+    /// hand-over has caught up; without a backlog nothing is slowed. The backlog goes first,
+    /// what arrives meanwhile behind it. [`Pipeline::flush`] and [`Pipeline::close`] keep to it,
+    /// and leave in the log what they don't get to. Default 0: no cap.
+    pub fn replay_max_records_per_s(mut self, records: u64) -> Self {
+        self.config.replay_max_records_per_s = records;
+        self
+    }
+
+    /// The same in bytes: headers, keys and values, and 64 B a record. Default 0: no cap.
+    pub fn replay_max_bytes_per_s(mut self, bytes: u64) -> Self {
+        self.config.replay_max_bytes_per_s = bytes;
+        self
+    }
+
+    /// How long the replay takes to speed up from a tenth of its caps to the whole, from the
+    /// first delivery on after Kafka was away (or since `open`). The begin is put off by up to a
+    /// fifth of it by chance, so that a fleet doesn't come back in step. Without a cap on records
+    /// the ramp goes by the most that this run delivered within a second (at least 10,000
+    /// records), and there is no bound after it. Default 2 s; 0 to 60 s.
+    pub fn replay_ramp(mut self, ramp: Duration) -> Self {
+        self.config.replay_ramp = ramp;
+        self
+    }
+
     /// Passes a property on to librdkafka: compression, security, socket settings. Those that
     /// the pipeline depends on are refused at `open`, with the reason. TLS and SASL need the
     /// feature `ssl` or `ssl-vendored`, SASL PLAIN without TLS needs none, and the codec zstd the
@@ -328,6 +355,12 @@ impl Builder {
                 },
             },
             wal_full: config.wal_full,
+            guest: GuestOptions {
+                records_per_s: Some(config.replay_max_records_per_s).filter(|cap| *cap > 0),
+                bytes_per_s: Some(config.replay_max_bytes_per_s).filter(|cap| *cap > 0),
+                ramp_ns: ns(config.replay_ramp),
+                seed: random_salts()(),
+            },
             in_flight_max_records: config.in_flight_max_records,
             in_flight_max_bytes: config.in_flight_max_bytes as u64,
             lane_bytes: config.lane_bytes as u64,
@@ -418,12 +451,12 @@ mod tests {
         /// what is allowed.
         #[test]
         fn any_settings_are_taken_or_refused_by_name(
-            sizes in prop::collection::vec(prop::option::weighted(0.3, size()), 11),
-            times in prop::collection::vec(prop::option::weighted(0.3, time()), 5),
+            sizes in prop::collection::vec(prop::option::weighted(0.3, size()), 13),
+            times in prop::collection::vec(prop::option::weighted(0.3, time()), 6),
             peak in prop::option::weighted(0.3, (any::<u64>(), size())),
         ) {
             let mut b = Pipeline::builder().brokers("b:1").wal_dir("/d");
-            let set: [fn(Builder, usize) -> Builder; 11] = [
+            let set: [fn(Builder, usize) -> Builder; 13] = [
                 Builder::flush_records,
                 Builder::flush_bytes,
                 Builder::in_flight_max_records,
@@ -434,14 +467,17 @@ mod tests {
                 Builder::lane_slots,
                 Builder::segment_bytes,
                 |b, n| b.wal_max_bytes(n as u64),
+                |b, n| b.replay_max_records_per_s(n as u64),
+                |b, n| b.replay_max_bytes_per_s(n as u64),
                 Builder::receipts_max,
             ];
-            let set_time: [fn(Builder, Duration) -> Builder; 5] = [
+            let set_time: [fn(Builder, Duration) -> Builder; 6] = [
                 Builder::flush_interval,
                 Builder::loss_window,
                 Builder::sync_interval,
                 Builder::stall_timeout,
                 Builder::topic_grace,
+                Builder::replay_ramp,
             ];
             for (set, value) in set.iter().zip(&sizes) {
                 b = value.iter().fold(b, |b, value| set(b, *value));

@@ -73,6 +73,10 @@ pub(crate) struct Config {
     pub(crate) topic_grace: Duration,
     pub(crate) partitioner: Partitioner,
     pub(crate) drop_timeout: Duration,
+    /// 0: no cap.
+    pub(crate) replay_max_records_per_s: u64,
+    pub(crate) replay_max_bytes_per_s: u64,
+    pub(crate) replay_ramp: Duration,
     pub(crate) extra: Vec<(String, String)>,
 }
 
@@ -104,6 +108,9 @@ impl Default for Config {
             topic_grace: Duration::from_secs(10),
             partitioner: Partitioner::Crc32,
             drop_timeout: Duration::from_secs(0),
+            replay_max_records_per_s: 0,
+            replay_max_bytes_per_s: 0,
+            replay_ramp: Duration::from_secs(2),
             extra: Vec::new(),
         }
     }
@@ -137,6 +144,9 @@ impl fmt::Debug for Config {
             .field("stall_timeout", &self.stall_timeout)
             .field("topic_grace", &self.topic_grace)
             .field("partitioner", &self.partitioner)
+            .field("replay_max_records_per_s", &self.replay_max_records_per_s)
+            .field("replay_max_bytes_per_s", &self.replay_max_bytes_per_s)
+            .field("replay_ramp", &self.replay_ramp)
             .field("extra", &self.extra.iter().map(|(k, _)| k).collect::<Vec<_>>())
             .finish_non_exhaustive()
     }
@@ -151,6 +161,8 @@ pub(crate) fn shown_brokers(brokers: &str) -> &str {
 const SEGMENT_BYTES_DEFAULT: usize = 64 << 20;
 /// A set-aside segment's bytes, unless segments are smaller or records larger.
 const SET_ASIDE_SEGMENT_BYTES: usize = 4 << 20;
+/// The highest cap of the replay, in records or bytes a second.
+const REPLAY_CAP_MAX: u64 = 1 << 40;
 /// Bytes a segment must have beyond its largest record, for header, topic entries and seal.
 const SEGMENT_SLACK_BYTES: usize = 64 << 10;
 
@@ -223,6 +235,7 @@ impl Config {
             within("loss_window", window, ms(20), ms(3_600_000))?;
         }
         within("flush_interval", self.flush_interval(), ms(1), ms(60_000))?;
+        within("replay_ramp", self.replay_ramp, ms(0), ms(60_000))?;
         Ok(())
     }
 
@@ -232,12 +245,23 @@ impl Config {
         in_range("in_flight_max_records", self.in_flight_max_records, 1, 10_000_000)?;
         in_range("in_flight_max_bytes", self.in_flight_max_bytes, 64 << 10, 2 << 30)?;
         in_range("receipts_max", self.receipts_max, 0, 1 << 24)?;
+        for (name, cap) in [
+            ("replay_max_records_per_s", self.replay_max_records_per_s),
+            ("replay_max_bytes_per_s", self.replay_max_bytes_per_s),
+        ] {
+            if cap > REPLAY_CAP_MAX {
+                let problem = format!("allowed is 0 (no cap) to {REPLAY_CAP_MAX}");
+                return Err(bad(name, &cap.to_string(), &problem));
+            }
+        }
         in_range("lanes", self.lanes, 1, 64)?;
         in_range("lane_bytes", self.lane_bytes, 4 << 10, 1 << 30)?;
         in_range("lane_slots", self.lane_slots, 16, 1 << 24)?;
-        for (name, value) in
-            [("lanes", self.lanes), ("lane_bytes", self.lane_bytes), ("lane_slots", self.lane_slots)]
-        {
+        for (name, value) in [
+            ("lanes", self.lanes),
+            ("lane_bytes", self.lane_bytes),
+            ("lane_slots", self.lane_slots),
+        ] {
             if !value.is_power_of_two() {
                 return Err(bad(name, &value.to_string(), "must be a power of two"));
             }
@@ -248,7 +272,9 @@ impl Config {
             return Err(bad(
                 "record_bytes_max",
                 &self.record_bytes_max.to_string(),
-                &format!("a record may take at most an eighth of a lane; set lane_bytes to at least {needed}"),
+                &format!(
+                    "a record may take at most an eighth of a lane; set lane_bytes to at least {needed}"
+                ),
             ));
         }
         let least = self.segment_bytes_min();
@@ -285,11 +311,7 @@ fn bad(name: &str, value: &str, problem: &str) -> ConfigError {
 
 fn within(name: &str, value: Duration, least: Duration, most: Duration) -> Result<(), ConfigError> {
     if value < least || value > most {
-        return Err(bad(
-            name,
-            &format!("{value:?}"),
-            &format!("allowed is {least:?} to {most:?}"),
-        ));
+        return Err(bad(name, &format!("{value:?}"), &format!("allowed is {least:?} to {most:?}")));
     }
     Ok(())
 }
@@ -340,6 +362,9 @@ mod tests {
             ("record_bytes_max", |c| c.record_bytes_max = 8 << 20),
             ("segment_bytes", |c| c.segment_bytes = Some(1 << 20)),
             ("wal_max_bytes", |c| c.wal_max_bytes = Some(1)),
+            ("replay_ramp", |c| c.replay_ramp = Duration::from_secs(61)),
+            ("replay_max_records_per_s", |c| c.replay_max_records_per_s = u64::MAX),
+            ("replay_max_bytes_per_s", |c| c.replay_max_bytes_per_s = u64::MAX),
         ];
         for (name, change) in cases {
             let mut c = good();

@@ -113,6 +113,7 @@ rooms! {
     builder;
     clock;
     config;
+    drill;
     error;
     flusher;
     keeper;
@@ -140,6 +141,7 @@ pub mod verify;
 
 pub use builder::Builder;
 pub use config::{Overflow, Partitioner, WalFull};
+pub use drill::{DrillError, DrillReport, Outage};
 pub use error::{ConfigError, OpenError, ReloadError, SendError, TopicError};
 pub use pipeline::{CloseError, FlushError, NotReady, Pipeline};
 pub use receipt::{Level, Receipt, ReceiptError};

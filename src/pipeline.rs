@@ -19,6 +19,8 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+mod drill;
+
 /// A gap in the flusher's looks that counts as a state.
 const FLUSHER_STALLED_NS: u64 = 1_000_000_000;
 /// After its deadline, `close` waits no longer for a flusher that did nothing for so long.

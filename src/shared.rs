@@ -7,6 +7,7 @@
 //! with `SeqCst` before they check their condition under `gate`; the flusher changes state
 //! first and reads `waiters` with `SeqCst` after, so one of the two always sees the other.
 
+use crate::drill::{Desk, DrillError, DrillReport, Outage};
 use crate::lane::Lanes;
 use crate::receipt::{Receipts, Waiting};
 use crate::sink::SinkState;
@@ -42,6 +43,9 @@ pub(crate) struct Shared {
     pub(crate) published: Mutex<Published>,
     /// Topics that `Pipeline::topic` was asked for and the sink hasn't heard of.
     pub(crate) announce: Mutex<Vec<Arc<str>>>,
+    /// The drill that somebody waits for, and that the flusher is to look at it.
+    pub(crate) drill: Mutex<Desk>,
+    drill_asked: AtomicBool,
     /// Some were named whose state isn't in the published snapshot yet.
     pub(crate) announced: AtomicBool,
 }
@@ -81,6 +85,8 @@ impl Shared {
             published: Mutex::new(Published::default()),
             announce: Mutex::new(Vec::new()),
             announced: AtomicBool::new(false),
+            drill: Mutex::new(Desk::Free),
+            drill_asked: AtomicBool::new(false),
         }
     }
 
@@ -147,6 +153,46 @@ impl Shared {
         let topics = self.announce.lock();
         if topics.is_empty() {
             self.announced.store(false, Ordering::Release);
+        }
+    }
+
+    /// Asks for a drill, unless there is one.
+    pub(crate) fn ask_drill(&self, outage: Outage) -> Result<(), DrillError> {
+        {
+            let mut desk = self.drill.lock();
+            if !matches!(*desk, Desk::Free) {
+                return Err(DrillError::AlreadyRunning);
+            }
+            *desk = Desk::Asked(outage);
+        }
+        self.drill_asked.store(true, Ordering::Release);
+        self.waker.wake();
+        Ok(())
+    }
+
+    pub(crate) fn drill_is_asked(&self) -> bool {
+        self.drill_asked.load(Ordering::Acquire)
+    }
+
+    /// The flusher takes the drill that was asked for. While one whose caller gave up
+    /// `is_under_way`, the next is refused.
+    pub(crate) fn take_drill(&self, is_under_way: bool) -> Option<Outage> {
+        self.drill_asked.store(false, Ordering::Release);
+        let mut desk = self.drill.lock();
+        let Desk::Asked(outage) = *desk else { return None };
+        if is_under_way {
+            *desk = Desk::Ended(Box::new(Err(DrillError::AlreadyRunning)));
+            return None;
+        }
+        *desk = Desk::Running;
+        Some(outage)
+    }
+
+    /// The drill is over, or was refused. One that nobody waits for any more is forgotten.
+    pub(crate) fn end_drill(&self, result: Result<DrillReport, DrillError>) {
+        let mut desk = self.drill.lock();
+        if matches!(*desk, Desk::Running) {
+            *desk = Desk::Ended(Box::new(result));
         }
     }
 

@@ -203,6 +203,8 @@ pub struct States {
     pub exposed: bool,
     /// The producer instance is being replaced.
     pub rebuilding: bool,
+    /// An outage is rehearsed: nothing is handed over ([`crate::Pipeline::drill`]).
+    pub drilling: bool,
     /// Partitions that are paused because their broker is silent.
     pub paused_partitions: u32,
     /// A thread reserved room in a lane more than 100 ms ago and has not finished its record.
@@ -248,11 +250,17 @@ pub struct Stats {
     pub wal: Option<WalStats>,
     /// States.
     pub states: States,
-    /// A crash of the process now would lose at most this many records (those in the lanes
-    /// and in flight).
+    /// How much would be lost if the process died now: at most this many records (those in
+    /// the lanes and in flight).
     pub unsafe_records: u64,
-    /// Age of the oldest of them, in milliseconds.
+    /// And back to when: the age of the oldest of them, in milliseconds.
     pub oldest_unsafe_ms: u64,
+    /// When the backlog will have been handed over, in milliseconds, if it goes on shrinking
+    /// as it did in the last seconds (at most four). `None` where there is no backlog, where it
+    /// doesn't shrink, while Kafka is away, and for half a second after it is back. While the
+    /// replay still speeds up ([`Builder::replay_ramp`](crate::Builder::replay_ramp)) it says
+    /// too much.
+    pub drain_estimate_ms: Option<u64>,
     /// Times that the state `exposed` began.
     pub exposed_count: u64,
     /// Producer instances replaced.

@@ -104,6 +104,25 @@ fn refused_connections_cost_nothing() {
 }
 
 #[test]
+fn a_drill_costs_nothing() {
+    let _heavy = heavy();
+    let times = ["--seconds", "4", "--outage-after", "1", "--for", "1s"];
+    let ended = demo(&[&times[..], &["--rate", "5000", "--drill", "--json"]].concat());
+    let json = ended.json();
+    say(&format!("demo drill: {json}"));
+    // A machine that stands still may end the outage early, which is a fault of the run; not a loss.
+    assert!(matches!(ended.code(), Some(0 | 1)), "{ended:?}");
+    let of = |name| count(&json, name);
+    assert_eq!(names(&json), FIELDS, "{json}");
+    assert_eq!(json["balanced"], true, "{json}");
+    for name in ["lost", "order_violations", "unaccounted", "dropped", "set_aside", "in_wal"] {
+        assert_eq!(of(name), 0, "{name}: {json}");
+    }
+    assert_eq!(of("delivered"), of("accepted"), "{json}");
+    assert!(of("spilled") > 0 && of("outage_ms") > 0, "the drill was refused: {json}");
+}
+
+#[test]
 fn a_crash_in_the_outage_costs_at_most_the_window() {
     let _heavy = heavy();
     let ended = short(&["--rate", "20000", "--crash", "--loss-window-ms", "200"]);

@@ -5,10 +5,13 @@
 //! simulator drives it without them. In a healthy run it touches no file.
 
 mod ages;
+mod drill;
+mod guest;
 mod hold;
 mod journal;
 mod produce;
 mod publish;
+mod rates;
 #[cfg(test)]
 mod read_tests;
 mod room;
@@ -28,8 +31,10 @@ use crate::shared::Shared;
 use crate::sink::{Sink, SinkState};
 use crate::wal::{Reader, Recovery, Wal};
 use ages::Ages;
-use hold::Holds;
+use guest::Guest;
+pub(crate) use guest::GuestOptions;
 use hdrhistogram::Histogram;
+use hold::Holds;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
@@ -53,6 +58,7 @@ pub(crate) struct Parts {
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) timing: Timing,
     pub(crate) wal_full: WalFull,
+    pub(crate) guest: GuestOptions,
     pub(crate) in_flight_max_records: usize,
     pub(crate) in_flight_max_bytes: u64,
     pub(crate) lane_bytes: u64,
@@ -101,6 +107,8 @@ pub(crate) struct Flusher {
     reports: Vec<Report>,
     parked: VecDeque<Parked>,
     holds: Holds,
+    guest: Guest,
+    drill: Option<drill::Drill>,
     /// The first number of this run: what is below was found in the log.
     own_from: Lsn,
     receipts: VecDeque<(Lsn, u32)>,
@@ -233,18 +241,22 @@ impl Flusher {
             known += records;
         }
         seq.recovered_unknown(recovery.records.saturating_sub(known));
-        if let Some(position) = recovery.backlog {
-            seq.recovered_from(position, recovery.first_lsn.unwrap_or(first));
-        }
         let before = recovery.checkpoint.clone().unwrap_or_default();
+        if let Some(position) = recovery.backlog {
+            // Not from the first record that can be read: damaged ones before it count once the
+            // reader comes to them, and their segments must not go before that.
+            let found = recovery.first_lsn.unwrap_or(first);
+            seq.recovered_from(position, found.min(before.watermark));
+        }
         let (wal, keeper) = parts.wal.unzip();
         let redriven = before.topics.iter().filter(|t| t.redriven != LogPosition::default());
         let marks = redriven.map(|t| (parts.shared.topics.intern(&t.name), t.redriven)).collect();
         let mut held = 0;
-        let holds = Holds::find(wal.as_ref(), parts.in_flight_max_records, marks, |topic, reason| {
-            seq.recovered_aside(topic, reason);
-            held += 1;
-        });
+        let holds =
+            Holds::find(wal.as_ref(), parts.in_flight_max_records, marks, |topic, reason| {
+                seq.recovered_aside(topic, reason);
+                held += 1;
+            });
         let damage = &recovery.damage;
         let figures = Figures {
             looks: 0,
@@ -286,6 +298,8 @@ impl Flusher {
             keeper,
             reader: None,
             wal_full: parts.wal_full,
+            guest: Guest::new(parts.guest, now_ns),
+            drill: None,
             dropping: None,
             reads: Default::default(),
             shared: parts.shared,
@@ -339,12 +353,15 @@ impl Flusher {
         self.leave_failed_segments();
         self.forgive_wal(now_ns);
         self.serve(now_ns);
+        let is_gone = !self.sink_state.connected || self.rebuilding || self.stands_still();
+        self.guest.tick(now_ns, self.seq.handed_records(), is_gone);
         self.set_aside_parked();
         // Before the lanes: what was sent before a request was made is seen at the look after.
         let asked = self.shared.flush_asked();
         let is_asked = self.take_requests();
         let waiting = self.look_at_lanes(now_ns);
         self.open_flush(asked);
+        self.rehearse(now_ns);
         let hurry = is_asked || !self.flushes.is_empty() || self.close.is_some();
         let cutoff_ns = policy::journal_cutoff_ns(&self.timing, self.worst_look_ns, now_ns);
         let too_old = self.wal.is_some()
@@ -359,8 +376,11 @@ impl Flusher {
         if let Some(cutoff_ns) = cutoff_ns {
             self.journal_to(self.seq.journal_target(cutoff_ns));
         }
-        let mut more = self.redrive_held(now_ns);
-        more |= self.produce(now_ns) || dropping;
+        let mut more = dropping;
+        if !self.stands_still() {
+            more |= self.redrive_held(now_ns);
+            more |= self.produce(now_ns);
+        }
         if !self.holds.is_empty() {
             self.set_aside_held();
         }
@@ -432,10 +452,12 @@ impl Flusher {
                 let Some(frame) = self.drain.pop(i) else { break };
                 left -= 1;
                 let receipt = frame.receipt();
+                let bytes = (frame.shape().body_len() + RECORD_OVERHEAD_BYTES) as u32;
+                self.guest.arrived(bytes.into());
                 let lsn = self.seq.popped(Popped {
                     frame,
                     topic: frame.topic(),
-                    bytes: (frame.shape().body_len() + RECORD_OVERHEAD_BYTES) as u32,
+                    bytes,
                     arrival_ns: self.lanes[i].ages.arrival(frame.lane_seq()),
                     receipt,
                 });

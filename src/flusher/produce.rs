@@ -1,7 +1,7 @@
 //! Owns the way to the sink and back: handing over, reports, set-aside, rebuild.
 
 use super::room::SET_ASIDE_FULL;
-use super::{Flusher, hold, PRODUCE_PER_LOOK, Parked, RECORD_OVERHEAD_BYTES, STATE_EVERY_NS};
+use super::{Flusher, PRODUCE_PER_LOOK, Parked, RECORD_OVERHEAD_BYTES, STATE_EVERY_NS, hold};
 use crate::record::LogPosition;
 use crate::report::{Opaque, Outcome, Report, Scope};
 use crate::sequence::{Backlog, End, Next, Source, Verdict};
@@ -51,6 +51,7 @@ impl Flusher {
         let mut reports = std::mem::take(&mut self.reports);
         self.sink.serve(now_ns, &mut reports);
         for Report { opaque, outcome } in reports.drain(..) {
+            self.guest.heard(now_ns, outcome == Outcome::Delivered);
             self.report(now_ns, opaque, outcome);
         }
         self.reports = reports;
@@ -113,7 +114,16 @@ impl Flusher {
     /// only to keep the look short.
     pub(super) fn produce(&mut self, now_ns: u64) -> bool {
         for _ in 0..PRODUCE_PER_LOOK {
-            let offer = match self.seq.next_produce() {
+            let next = self.seq.next_produce();
+            match next {
+                Next::Read | Next::Produce { source: Source::Log(_), .. } => self.guest.behind(),
+                Next::Idle => self.guest.caught_up(),
+                _ => {}
+            }
+            if !self.guest.may_go() {
+                return false;
+            }
+            let offer = match next {
                 Next::Produce { opaque, lsn, topic, .. } if self.hold_back(topic, lsn, opaque) => {
                     Offer::Skip
                 }
@@ -142,7 +152,7 @@ impl Flusher {
                 let name = self.name(frame.topic());
                 let Some(view) = self.drain.view(&frame) else { return Offer::Stop };
                 let result = self.sink.produce(&name, &view, opaque);
-                self.offered(now_ns, opaque, result)
+                self.offered(now_ns, opaque, result, view.body.len())
             }
             Source::Log(position) => {
                 if now_ns < self.reads[ReadOf::Offer as usize].retry_at_ns {
@@ -150,9 +160,12 @@ impl Flusher {
                 }
                 let Some(wal) = &mut self.wal else { return Offer::Stop };
                 let names = &self.names;
-                let result = match wal.read_at(position) {
+                let (result, body) = match wal.read_at(position) {
                     Ok(read) => match names.get(read.record.topic.0 as usize) {
-                        Some(name) => self.sink.produce(name, &read.record, opaque),
+                        Some(name) => {
+                            let result = self.sink.produce(name, &read.record, opaque);
+                            (result, read.record.body.len())
+                        }
                         None => {
                             let topic = read.record.topic;
                             self.name(topic);
@@ -173,7 +186,7 @@ impl Flusher {
                     }
                 };
                 self.read_works(ReadOf::Offer);
-                self.offered(now_ns, opaque, result)
+                self.offered(now_ns, opaque, result, body)
             }
         }
     }
@@ -184,10 +197,17 @@ impl Flusher {
         }
     }
 
-    fn offered(&mut self, now_ns: u64, opaque: Opaque, result: Result<(), ProduceError>) -> Offer {
+    fn offered(
+        &mut self,
+        now_ns: u64,
+        opaque: Opaque,
+        result: Result<(), ProduceError>,
+        body_bytes: usize,
+    ) -> Offer {
         match result {
             Ok(()) => {
                 self.seq.handed(opaque);
+                self.guest.handed((body_bytes + RECORD_OVERHEAD_BYTES) as u64, false);
                 Offer::Taken
             }
             Err(ProduceError::Busy) => Offer::Stop,
@@ -208,7 +228,12 @@ impl Flusher {
 
     /// The log refused a read. True when it was tried often enough: what can't be read is given
     /// up, and so is what fails next to it, until something is read again.
-    pub(super) fn read_failed(&mut self, of: ReadOf, now_ns: u64, kind: std::io::ErrorKind) -> bool {
+    pub(super) fn read_failed(
+        &mut self,
+        of: ReadOf,
+        now_ns: u64,
+        kind: std::io::ErrorKind,
+    ) -> bool {
         self.wal_failed(&format!("read: {kind}"));
         let read = &mut self.reads[of as usize];
         read.tries += 1;
@@ -283,7 +308,8 @@ impl Flusher {
                     Next::Produce { opaque, lsn, .. } if lsn == read.lsn => {
                         let name = self.name(read.record.topic);
                         let result = self.sink.produce(&name, &read.record, opaque);
-                        self.offered(now_ns, opaque, result)
+                        let body = read.record.body.len();
+                        self.offered(now_ns, opaque, result, body)
                     }
                     _ => Offer::Skip,
                 }
@@ -317,9 +343,9 @@ impl Flusher {
     pub(super) fn damaged(&mut self, records_lost: u64, bytes: u64, why: &str) {
         tracing::error!(records_lost, bytes, why, "the log is damaged; what follows is good");
         if self.figures.findings.len() < FINDINGS_MAX {
-            self.figures.findings.push(format!(
-                "replay: {records_lost} records in {bytes} bytes are lost: {why}"
-            ));
+            self.figures
+                .findings
+                .push(format!("replay: {records_lost} records in {bytes} bytes are lost: {why}"));
         }
         self.seq.damaged(records_lost);
         self.changed = true;

@@ -51,10 +51,13 @@ impl Flusher {
             }
         }
         self.changed |= self.keeper.as_ref().is_some_and(|k| k.take_changed());
-        // An age grows without anything changing: it is republished as long as there is one.
-        if self.changed || oldest_unsafe_ns.is_some() || self.shared.has_waiters() {
+        // An age grows, and a prediction ends, without anything changing.
+        let ages = oldest_unsafe_ns.is_some() || self.guest.is_catching_up();
+        if self.changed || ages || self.shared.has_waiters() {
             self.changed = false;
             let (totals, reserved) = self.totals();
+            let backlog = totals.in_wal + totals.in_flight;
+            self.guest.note_backlog(backlog.saturating_sub(self.seq.handed_records() as u64));
             if let Some(keeper) = &self.keeper {
                 keeper.offer(|data| self.fill_checkpoint(data, &totals));
             }
@@ -70,7 +73,7 @@ impl Flusher {
     }
 
     /// The totals as of a look at the lanes, and the sum of their sequences then.
-    fn totals(&mut self) -> (BookTotals, u32) {
+    pub(super) fn totals(&mut self) -> (BookTotals, u32) {
         let (mut accepted, mut in_lanes, mut reserved) = (0, 0, 0u32);
         for i in 0..self.lanes.len() {
             let look = self.look_again(i);
@@ -97,7 +100,7 @@ impl Flusher {
         (totals, reserved)
     }
 
-    fn oldest_unsafe_ns(&mut self) -> Option<u64> {
+    pub(super) fn oldest_unsafe_ns(&mut self) -> Option<u64> {
         let mut oldest = self.seq.oldest_unsafe_ns();
         for lane in &mut self.lanes {
             if let Some(t) = lane.oldest_ns() {
@@ -111,6 +114,7 @@ impl Flusher {
         stats.books = totals;
         stats.unsafe_records = totals.in_lanes + totals.in_flight;
         stats.oldest_unsafe_ms = age_ns / 1_000_000;
+        stats.drain_estimate_ms = self.guest.drain_estimate_ms();
         let topics = self.seq.books().topics();
         stats.topics.resize_with(topics.len(), TopicStats::default);
         for (i, (to, from)) in stats.topics.iter_mut().zip(topics).enumerate() {
@@ -168,6 +172,7 @@ impl Flusher {
             tls_failed: s.tls_failed.clone(),
             exposed: f.exposed,
             rebuilding: self.rebuilding,
+            drilling: self.stands_still(),
             paused_partitions: s.paused_partitions,
             lane_stalled: !self.stalled_lanes.is_empty(),
             stalled_lanes: self.stalled_lanes.clone(),

@@ -98,6 +98,7 @@ impl Rig {
             lane_bytes: 16 << 10,
             lane_slots: 16,
             memory_bytes: 0,
+            guest: crate::flusher::GuestOptions::default(),
             wal_full: WalFull::Refuse,
         });
         Rig { flusher, keeper, shared, sink: handle, now_ns: 0 }

@@ -29,6 +29,8 @@ pub(super) struct Coverage {
     pub(super) append_failures: u64,
     pub(super) exposed: u64,
     pub(super) flushes_done: u64,
+    /// Drills that ended with a report before the next was asked for.
+    pub(super) drills: u64,
     pub(super) crashes_in_close: u64,
     pub(super) closed: u64,
     pub(super) closed_incomplete: u64,
@@ -67,6 +69,7 @@ impl Coverage {
         self.append_failures += more.append_failures;
         self.exposed += more.exposed;
         self.flushes_done += more.flushes_done;
+        self.drills += more.drills;
         self.crashes_in_close += more.crashes_in_close;
         self.closed += more.closed;
         self.closed_incomplete += more.closed_incomplete;
@@ -104,6 +107,7 @@ impl Coverage {
             ("append_failures", self.append_failures),
             ("exposed", self.exposed),
             ("flushes_done", self.flushes_done),
+            ("drills", self.drills),
             ("crashes_in_close", self.crashes_in_close),
             ("closed", self.closed),
             ("closed_incomplete", self.closed_incomplete),

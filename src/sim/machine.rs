@@ -5,7 +5,7 @@ use super::checker::Violation;
 use super::sink::{Outside, SimSink, TOPICS};
 use crate::clock::Clock;
 use crate::error::SendError;
-use crate::flusher::{Flusher, Parts};
+use crate::flusher::{Flusher, GuestOptions, Parts};
 use crate::keeper::{Keeper, KeeperLink};
 use crate::lane::{LaneOptions, OutRecord};
 use crate::receipt::Receipts;
@@ -69,6 +69,8 @@ pub(super) struct Setup {
     pub(super) segment_bytes: u64,
     pub(super) sync_interval_ns: u64,
     pub(super) lane_slots: usize,
+    /// The pace of its replay.
+    pub(super) guest: GuestOptions,
     /// Rules that are switched off.
     pub(super) broken: Broken,
 }
@@ -150,6 +152,7 @@ impl Process {
             clock,
             timing: setup.timing,
             wal_full: crate::config::WalFull::Refuse,
+            guest: setup.guest,
             in_flight_max_records: setup.in_flight_max_records,
             in_flight_max_bytes: 1 << 20,
             lane_bytes: LANE_BYTES as u64,

@@ -11,6 +11,8 @@ use super::coverage::Coverage;
 use super::machine::{LANES, Process, Setup, SimClock};
 use super::rng::Rng;
 use super::sink::{Expected, Outside, PARTITIONS};
+use crate::drill::{Desk, Outage};
+use crate::flusher::GuestOptions;
 use crate::report::Scope;
 use crate::sequence::Broken;
 use crate::sequence::policy::Timing;
@@ -19,6 +21,7 @@ use crate::wal::{MemoryStorage, StorageOp, inspect};
 use parking_lot::Mutex;
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 const MS: u64 = 1_000_000;
 /// More than there are lanes: two of them share one.
@@ -120,6 +123,7 @@ impl Schedule {
             segment_bytes: rng.pick(&[3584, 4096, 6144]),
             sync_interval_ns: 30 * MS,
             lane_slots: rng.pick(&[8, 16, 32]),
+            guest: pace(seed),
             broken,
         };
         let disk = MemoryStorage::new();
@@ -194,7 +198,10 @@ impl Schedule {
             21 => self.stall_or_resume(),
             22 => self.deny_or_allow(),
             23..=24 => self.append_late(),
-            25 => self.ask_flush(),
+            25 => {
+                self.ask_flush();
+                self.ask_drill();
+            }
             26..=27 => self.end_rebuild(),
             28 => self.break_or_mend_disk(),
             29 => self.break_instance(),
@@ -431,6 +438,20 @@ impl Schedule {
         self.flushes.push((number, sent));
     }
 
+    /// A drill, or none: not if one is under way, or if the flusher refuses it.
+    fn ask_drill(&mut self) {
+        let shared = &self.process.shared;
+        let mut desk = shared.drill.lock();
+        if let Desk::Ended(result) = &*desk {
+            self.coverage.drills += u64::from(result.is_ok());
+            *desk = Desk::Free;
+        }
+        drop(desk);
+        // Not from the schedule's own chance: its seeds keep their meaning.
+        let lasts = Duration::from_millis(1 + self.now_ns / MS % 97);
+        let _ = shared.ask_drill(Outage::lasting(lasts));
+    }
+
     /// Something outside our sight is wrong with the instance: it is replaced at the next look.
     fn break_instance(&mut self) {
         self.outside.lock().brokers.break_instance();
@@ -479,6 +500,23 @@ impl Schedule {
         if self.crashes_left > 0 && self.setup.with_log {
             self.disk.crash_in(self.disk.ops() + self.rng.below(60), self.rng.below(9));
         }
+    }
+}
+
+/// The pace of the replay: half of all schedules have none. Drawn apart, so that it moves nothing
+/// else of a seed's schedule.
+fn pace(seed: u64) -> GuestOptions {
+    let mut rng = Rng::new(!seed);
+    let cap = |rng: &mut Rng, caps: &[u64]| Some(rng.pick(caps)).filter(|cap| *cap > 0);
+    match rng.below(4) {
+        0 => GuestOptions { ramp_ns: 200 * MS, seed, ..GuestOptions::default() },
+        1 => GuestOptions {
+            records_per_s: cap(&mut rng, &[0, 200, 2_000]),
+            bytes_per_s: cap(&mut rng, &[0, 100_000]),
+            ramp_ns: rng.pick(&[0, 50]) * MS,
+            seed,
+        },
+        _ => GuestOptions::default(),
     }
 }
 

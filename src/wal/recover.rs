@@ -164,7 +164,8 @@ pub(super) fn recover(
                 .is_some_and(|n| n.base_lsn > watermark && n.first_frame > known.info.next_frame);
             if known.lost_inside > 0 || missing_behind {
                 // It holds, or would hold, records that aren't final, though none that is left.
-                let below = next.map_or(watermark, |n| n.base_lsn.saturating_sub(1));
+                let given = next.map_or(next_lsn, |n| n.base_lsn);
+                let below = given.saturating_sub(1);
                 known.info.last_lsn = known.info.last_lsn.max(Some(below.max(watermark)));
             }
             if known.info.last_lsn.is_none_or(|last| last < watermark) {

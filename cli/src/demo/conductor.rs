@@ -4,7 +4,7 @@ use super::OutageKind;
 use super::reader::{Progress, Reader};
 use super::scene::Scene;
 use super::senders::{Phase, Senders, Shared};
-use forebay::Stats;
+use forebay::{DrillError, DrillReport, Stats};
 use rustix::time::{ClockId, clock_gettime};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -52,6 +52,17 @@ pub struct Timeline {
     pub cpu_outage: f64,
     /// An outage was planned and could not be made.
     pub failed: bool,
+}
+
+impl Timeline {
+    /// The outage was rehearsed.
+    pub fn add_drill(&mut self, drilled: &Result<DrillReport, DrillError>) {
+        if let Ok(report) = drilled {
+            self.outage = Some(report.outage);
+            self.backlog = report.backlog_records;
+            self.drained = report.drained;
+        }
+    }
 }
 
 /// What the view shows.

@@ -93,6 +93,7 @@ pub fn child(args: &Args, child: Child) -> Result<ExitCode, Box<dyn Error>> {
         books: closed.stats.books,
         refused: Vec::new(),
         timeline: Timeline::default(),
+        drilled: None,
         elapsed,
         sent,
         arrived: Tally::default(),

@@ -3,10 +3,11 @@
 //! Files: `scene` (brokers, directory, topic), `senders` (threads that send), `oracle` (what
 //! arrived, judged by itself), `reader` (the consumer that feeds it), `conductor` (the outage,
 //! and what is measured meanwhile), `view` (the live view), `report` (what is said at the end),
-//! `crash` (the run that is killed).
+//! `crash` (the run that is killed), `drill` (an outage that the pipeline rehearses).
 
 pub mod conductor;
 mod crash;
+mod drill;
 mod oracle;
 mod reader;
 pub mod report;
@@ -16,7 +17,7 @@ mod view;
 
 use crate::report::say;
 use conductor::{Conductor, Glance, Plan};
-use forebay::{Builder, Pipeline};
+use forebay::{Builder, DrillError, Pipeline};
 use oracle::VALUE_BYTES_MIN;
 use report::{Outcome, Verdict};
 use scene::Scene;
@@ -52,8 +53,11 @@ pub struct Args {
     #[arg(long, value_name = "S", default_value = "2", value_parser = seconds)]
     outage_after: Duration,
     /// How long they are gone, in seconds; 0 for no outage
-    #[arg(long, value_name = "S", default_value = "3", value_parser = seconds)]
+    #[arg(long, alias = "for", value_name = "S", default_value = "3", value_parser = seconds)]
     outage_for: Duration,
+    /// Leave the brokers alone: the pipeline rehearses the outage, also with --brokers
+    #[arg(long, conflicts_with_all = ["at_most_once", "crash"])]
+    drill: bool,
     /// Answers stop (freeze), or connections are refused (down)
     #[arg(long, value_enum, default_value_t = OutageKind::Freeze)]
     outage: OutageKind,
@@ -115,7 +119,11 @@ pub enum OutageKind {
 }
 
 fn seconds(text: &str) -> Result<Duration, String> {
-    let seconds: f64 = text.parse().map_err(|_| "must be a number of seconds".to_owned())?;
+    let seconds: f64 = text
+        .strip_suffix('s')
+        .unwrap_or(text)
+        .parse()
+        .map_err(|_| "must be a number of seconds".to_owned())?;
     match Duration::try_from_secs_f64(seconds) {
         Ok(duration) if duration <= Duration::from_secs(86_400) => Ok(duration),
         _ => Err("must lie between 0 and 86400".into()),
@@ -138,6 +146,7 @@ impl Args {
             outage_after: outage.0,
             outage_for: outage.1,
             outage: OutageKind::Freeze,
+            drill: false,
             wal_dir: None,
             brokers: None,
             topic: None,
@@ -151,7 +160,7 @@ impl Args {
 
     /// The outage that this run makes, if it makes one: from when, for how long.
     fn outage_plan(&self) -> Option<(Duration, Duration)> {
-        let makes_one = self.brokers.is_none() && !self.outage_for.is_zero();
+        let makes_one = self.brokers.is_none() && !self.outage_for.is_zero() && !self.drill;
         makes_one.then_some((self.outage_after, self.outage_for))
     }
 
@@ -166,7 +175,11 @@ impl Args {
 }
 
 /// Runs `forebay demo`.
-pub fn run(args: Args) -> Result<ExitCode, Box<dyn Error>> {
+pub fn run(mut args: Args) -> Result<ExitCode, Box<dyn Error>> {
+    if args.drill {
+        // Sends go on over the whole of it.
+        args.seconds = args.seconds.max(args.outage_after + args.outage_for + drill::AFTERWARDS);
+    }
     if let Some(child) = args.crash_child {
         return crash::child(&args, child);
     }
@@ -216,7 +229,14 @@ pub fn play(args: &Args, mut watch: impl FnMut(&Glance<'_>)) -> Result<Outcome, 
     };
     let mut conductor = Conductor::new(plan, &scene, &reader, &senders);
     let mut stats = || pipeline.stats();
-    conductor.play(&mut stats, &mut watch);
+    let drilled = std::thread::scope(|scope| {
+        let shared = senders.shared();
+        let (pipeline, plan) = (&pipeline, (args.outage_after, args.outage_for));
+        let drill =
+            args.drill.then(|| scope.spawn(move || drill::rehearse(pipeline, &shared, plan)));
+        conductor.play(&mut stats, &mut watch);
+        drill.map(|drill| drill.join().unwrap_or(Err(DrillError::Closed)))
+    });
     let sent = senders.join();
     // What waits for a batch shouldn't wait any longer; how long all of it takes is the
     // conductor's to watch.
@@ -227,12 +247,19 @@ pub fn play(args: &Args, mut watch: impl FnMut(&Glance<'_>)) -> Result<Outcome, 
     let books = closed.stats.books;
     let expected = books.delivered.saturating_sub(books.recovered);
     let arrived = reader.finish(expected, Duration::from_secs(10));
+    let mut verdict = Verdict::new(args, &books, &sent, &arrived);
+    let mut timeline = conductor.into_timeline();
+    if let Some(drilled) = &drilled {
+        verdict.judge_drill(drilled);
+        timeline.add_drill(drilled);
+    }
     let outcome = Outcome {
         books,
         refused: closed.stats.refused.clone(),
-        timeline: conductor.into_timeline(),
+        timeline,
+        drilled,
         elapsed: delivered_after,
-        verdict: Verdict::new(args, &books, &sent, &arrived),
+        verdict,
         arrived: arrived.tally(),
         sent,
     };

@@ -4,7 +4,7 @@ use super::conductor::Timeline;
 use super::oracle::{Oracle, Tally};
 use super::senders::{Latencies, Sent};
 use super::{Args, OutageKind};
-use forebay::BookTotals;
+use forebay::{BookTotals, DrillError, DrillReport};
 use serde::Serialize;
 use std::fmt::Write as _;
 use std::io::Write as _;
@@ -15,6 +15,8 @@ pub struct Outcome {
     pub books: BookTotals,
     pub refused: Vec<(&'static str, u64)>,
     pub timeline: Timeline,
+    /// What the pipeline said of the outage, if it was asked to rehearse one.
+    pub drilled: Option<Result<DrillReport, DrillError>>,
     /// From the first send until all was delivered.
     pub elapsed: Duration,
     pub sent: Sent,
@@ -67,6 +69,15 @@ impl Verdict {
     fn fault(&mut self, records: u64, what: &str) {
         if records > 0 {
             self.faults.push(format!("{} records {what}", count(records)));
+        }
+    }
+
+    /// A drill that was refused, or cost something, is no good run.
+    pub fn judge_drill(&mut self, drilled: &Result<DrillReport, DrillError>) {
+        match drilled {
+            Ok(report) if report.is_good() => {}
+            Ok(_) => self.faults.push("the drill was not well".into()),
+            Err(why) => self.faults.push(format!("the drill was refused: {why}")),
         }
     }
 
@@ -272,6 +283,13 @@ impl Outcome {
 
     fn describe_outage(&self, args: &Args, outage: Duration, to: &mut String) -> std::fmt::Result {
         let t = &self.timeline;
+        if let Some(Ok(report)) = &self.drilled {
+            writeln!(to, "  an outage was rehearsed; the brokers were well")?;
+            for line in report.to_string().lines() {
+                writeln!(to, "    {line}")?;
+            }
+            return writeln!(to);
+        }
         let how = match args.outage {
             OutageKind::Freeze => "frozen (no answers)",
             OutageKind::Down => "down (connections refused)",

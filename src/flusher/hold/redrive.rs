@@ -2,7 +2,7 @@
 //! order of the numbers, reports, and the end of segments in which all is final.
 
 use super::{Fate, Hold, OURS, Open, PROBE_NS, Phase, word};
-use crate::flusher::Flusher;
+use crate::flusher::{Flusher, RECORD_OVERHEAD_BYTES};
 use crate::record::{LogPosition, TopicId};
 use crate::report::{Opaque, Outcome, Scope};
 use crate::sequence::End;
@@ -67,7 +67,7 @@ impl Flusher {
     fn redrive_topic(&mut self, now_ns: u64, topic: TopicId) -> bool {
         let name = self.name(topic);
         let owed = self.seq.owed_of(topic);
-        let Flusher { wal: Some(wal), holds, sink, seq, .. } = self else { return false };
+        let Flusher { wal: Some(wal), holds, sink, seq, guest, .. } = self else { return false };
         let Some(hold) = holds.topics.get_mut(&topic) else { return false };
         match hold.phase {
             Phase::Flowing => return false,
@@ -87,7 +87,10 @@ impl Flusher {
         let mut looked = 0;
         let more = loop {
             let on_the_way = holds.tickets.len() + seq.handed_records();
-            if on_the_way >= holds.window || (hold.phase == Phase::Probing && hold.handed > 0) {
+            if on_the_way >= holds.window
+                || !guest.may_redrive()
+                || (hold.phase == Phase::Probing && hold.handed > 0)
+            {
                 break false;
             }
             looked += 1;
@@ -98,6 +101,11 @@ impl Flusher {
                 AsideItem::Record(aside) => aside,
                 AsideItem::Error(_) => break false,
                 AsideItem::CaughtUp => {
+                    // One that went before its turn is final, and its segment may be gone: it
+                    // isn't met here any more.
+                    if let Some(last) = hold.open.last_key_value().map(|(at, _)| *at) {
+                        hold.has_read(last);
+                    }
                     // Guilty ones that wait for the log come behind nobody.
                     if hold.queue.is_empty() {
                         hold.phase = Phase::Flowing;
@@ -139,6 +147,7 @@ impl Flusher {
             match sink.produce(&name, &aside.record, opaque) {
                 Ok(()) => {
                     holds.next_ticket += 1;
+                    guest.handed((aside.record.body.len() + RECORD_OVERHEAD_BYTES) as u64, true);
                     holds.tickets.insert(opaque.0, (topic, at));
                     hold.handed += 1;
                     hold.open.insert(at, Open { lsn, reason, fate: Fate::Handed });
