@@ -62,6 +62,8 @@ struct Shared {
     upstream: AtomicU16,
     ended: AtomicBool,
     connections: AtomicU64,
+    /// Connections that haven't ended yet.
+    open: AtomicU64,
     resets: AtomicU64,
     swallowed_bytes: AtomicU64,
     passed_bytes: AtomicU64,
@@ -88,6 +90,7 @@ impl Proxy {
             upstream: AtomicU16::new(upstream),
             ended: AtomicBool::new(false),
             connections: AtomicU64::new(0),
+            open: AtomicU64::new(0),
             resets: AtomicU64::new(0),
             swallowed_bytes: AtomicU64::new(0),
             passed_bytes: AtomicU64::new(0),
@@ -114,8 +117,17 @@ impl Proxy {
 
     /// Leaves its address for another one of this machine: open connections are reset, and the
     /// old address refuses.
+    ///
+    /// # Panics
+    /// When a connection doesn't end.
     pub fn move_to(&self, ip: Ipv4Addr) {
         self.make(Trouble::Refuse);
+        // Each connection sees for itself that it is refused.
+        let start = Instant::now();
+        while self.shared.open.load(Relaxed) > 0 {
+            assert!(start.elapsed() < Duration::from_secs(30), "a connection doesn't end");
+            std::thread::sleep(Duration::from_millis(1));
+        }
         self.shared.ip.store(ip.to_bits(), Relaxed);
         self.make(Trouble::None);
     }
@@ -225,8 +237,12 @@ fn accept_all(port: u16, listener: TcpListener, shared: &Arc<Shared>) {
         match open.accept() {
             Ok((client, _)) => {
                 shared.connections.fetch_add(1, Relaxed);
+                shared.open.fetch_add(1, Relaxed);
                 let own = shared.clone();
-                spawn("proxy-connect", move || connect(client, &own));
+                spawn("proxy-connect", move || {
+                    connect(client, &own);
+                    own.open.fetch_sub(1, Relaxed);
+                });
             }
             Err(_) => std::thread::sleep(Duration::from_millis(2)),
         }
