@@ -344,7 +344,8 @@ fn pump(way: &Way, up: bool, shared: &Shared) {
             shared.swallowed_bytes.fetch_add(count as u64, Relaxed);
             continue;
         }
-        let due = match trouble {
+        // As it is now: it may have begun while this waited for bytes.
+        let due = match shared.trouble() {
             Trouble::Latency(by) if !up => Instant::now() + by,
             Trouble::Bandwidth(bytes_per_s) => {
                 let takes = Duration::from_secs_f64(count as f64 / bytes_per_s.max(1) as f64);
