@@ -5,23 +5,13 @@
 mod scenes_common;
 
 use forebay_testkit::{Cluster, Trouble, heavy, until};
-use scenes_common::{Scene, Stage, play};
+use scenes_common::{Scene, Stage, play, still};
 use std::time::Duration;
 
 const EACH: Duration = Duration::from_secs(3);
 
 fn passed(stage: &Stage<'_>) -> u64 {
     stage.cluster.ids().into_iter().map(|id| stage.cluster.proxy(id).passed_bytes()).sum()
-}
-
-/// Waits until a figure stands: what was on its way when the fault began is through. Gives it.
-fn still(what: impl Fn() -> u64) -> u64 {
-    let mut last = what();
-    until(Duration::from_secs(60), "nothing goes on", || {
-        std::thread::sleep(Duration::from_secs(1));
-        std::mem::replace(&mut last, what()) == last
-    });
-    last
 }
 
 /// Waits until what the trouble left behind is delivered.

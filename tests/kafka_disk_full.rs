@@ -5,7 +5,7 @@
 mod scenes_common;
 
 use forebay_testkit::{Cluster, ClusterOptions, heavy, until};
-use scenes_common::{Scene, Stage, play};
+use scenes_common::{Scene, Stage, play, still};
 use std::time::{Duration, Instant};
 
 /// What one node may have written in the end is a third of it.
@@ -57,9 +57,7 @@ fn disks_that_fill_up() {
         // Two are enough: the third alone is no quorum, and is asked for nothing.
         until(LIMIT, "the brokers give up", || ended(stage) >= 2);
         stage.until_spilled();
-        // What was answered before that may still be on its way.
-        std::thread::sleep(Duration::from_secs(1));
-        let delivered = stage.pipeline.stats().books.delivered;
+        let delivered = still(|| stage.pipeline.stats().books.delivered);
         stage.hold(Duration::from_secs(4));
         assert_eq!(stage.pipeline.stats().books.delivered, delivered, "somebody takes records");
         for id in stage.cluster.ids() {

@@ -1,6 +1,6 @@
 //! Owns small disks for brokers: a tmpfs of a given size, which a test fills and frees.
 
-use crate::say;
+use crate::{home, say};
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -17,7 +17,7 @@ pub(crate) struct Disk {
 
 impl Disk {
     /// Mounts one at `point`, a directory that it makes. `None`, said loudly, where this user may
-    /// not mount, or this machine mounts nothing.
+    /// not mount; where Kafka is required and the user is root, that is a failure.
     pub(crate) fn mount(point: &Path, mebibytes: u64) -> Option<Disk> {
         fs::create_dir_all(point).expect("the mount point is made");
         let mut mount = Command::new("mount");
@@ -63,8 +63,10 @@ impl Drop for Disk {
     }
 }
 
-/// Says that mounts are not permitted here.
+/// Says that mounts are not permitted here; fails where they must be.
 pub(crate) fn skip_mounts(why: &str) {
+    let is_root = rustix::process::geteuid().is_root();
+    assert!(!(home::is_required() && is_root), "root can't mount here: {why}");
     let test = std::thread::current().name().unwrap_or("a test").to_owned();
     say(&format!("SKIPPED {test}: this user may not mount here: {why}"));
 }
