@@ -260,8 +260,8 @@ impl Builder {
 
     /// Passes a property on to librdkafka: compression, security, socket settings. Those that
     /// the pipeline depends on are refused at `open`, with the reason. TLS and SASL need the
-    /// feature `ssl` or `ssl-vendored`, SASL PLAIN without TLS needs none; see
-    /// [`Pipeline::reload`] for passwords and certificates that change.
+    /// feature `ssl` or `ssl-vendored`, SASL PLAIN without TLS needs none, and the codec zstd the
+    /// feature `zstd`; see [`Pipeline::reload`] for passwords and certificates that change.
     pub fn extra(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
         self.config.extra.push((name.into(), value.into()));
         self

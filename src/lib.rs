@@ -111,6 +111,7 @@ macro_rules! rooms {
 
 rooms! {
     builder;
+    chance;
     clock;
     config;
     drill;

@@ -20,6 +20,16 @@ pub enum Scope {
     Transient,
 }
 
+/// The names of all reasons of [`Scope::Topic`]: no record of the topic would fare better.
+pub(crate) const TOPIC_REASONS: [&str; 6] = [
+    "topic_unavailable",
+    "topic_unauthorised",
+    "topic_invalid",
+    "unknown_partition",
+    "format_unsupported",
+    "compression_unsupported",
+];
+
 /// Why a record was not delivered; a stable short name for counters, and the text of it.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct Reason {

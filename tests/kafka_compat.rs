@@ -34,7 +34,8 @@ fn round(
 fn every_codec_arrives_as_it_was_sent() {
     let Some(kafka) = Kafka::shared() else { return };
     let mut plain = 0;
-    for codec in ["none", "gzip", "snappy", "lz4"] {
+    let zstd = cfg!(feature = "zstd").then_some("zstd");
+    for codec in ["none", "gzip", "snappy", "lz4"].into_iter().chain(zstd) {
         let topic_name = kafka.topic("codec", common::PARTITIONS);
         let mut counts = Vec::new();
         let (stats, records) = round(
@@ -78,6 +79,37 @@ fn records_of_a_megabyte_and_an_eighth_of_a_lane() {
     let builder = Pipeline::builder().brokers(kafka.brokers()).wal_dir(dir.path());
     let refused = builder.record_bytes_max(most).open().err().map(|e| e.to_string());
     assert!(refused.as_ref().is_some_and(|e| e.contains("lane_bytes")), "{refused:?}");
+}
+
+/// The largest record of the default settings, against a topic with Kafka's own default limit: over
+/// the log and a next run, and directly.
+#[test]
+fn a_megabyte_by_default_goes_through_the_log_too() {
+    let Some(kafka) = Kafka::shared() else { return };
+    let topic_name = kafka.topic("megabyte", 1);
+    let value = |n: usize| vec![b'a' + n as u8; 1_000_000 - n];
+    let dir = private_dir();
+    let open = |brokers: &str| {
+        Pipeline::builder().brokers(brokers).wal_dir(dir.path()).open().expect("it opens")
+    };
+    let send = |topic: &forebay::Topic, numbers: std::ops::Range<usize>| {
+        for n in numbers {
+            topic.send_timeout(&value(n), Duration::from_secs(60)).expect("there is room in time");
+        }
+        assert_eq!(topic.send(&[0; 1_000_001]), Err(SendError::TooLarge));
+    };
+    let pipeline = open(&format!("127.0.0.1:{}", dead_port()));
+    send(&pipeline.topic(&topic_name).unwrap(), 0..10);
+    let report = pipeline.close(Duration::from_secs(1)).unwrap();
+    assert_eq!(report.stats.books.in_wal, 10, "{report:?}");
+    let pipeline = open(kafka.brokers());
+    send(&pipeline.topic(&topic_name).unwrap(), 10..20);
+    common::flush(&pipeline);
+    let report = pipeline.close(Duration::from_secs(10)).unwrap();
+    assert_eq!((report.stats.books.recovered, report.stats.books.delivered), (10, 20));
+    let records = kafka.oracle().read(&topic_name).unwrap();
+    let values: Vec<_> = records.into_iter().filter_map(|r| r.value).collect();
+    assert!(values == (0..20).map(value).collect::<Vec<_>>(), "{} records", values.len());
 }
 
 #[test]

@@ -54,6 +54,7 @@ fn outage(fault: Fault) {
         Fault::Paused => kafka.resume(),
         Fault::Killed => drop(kafka.restart()),
     }
+    let first = first_report(&pipeline);
     std::thread::sleep(Duration::from_secs(3));
     let sent = load.stop();
     let mut draining = Duration::ZERO;
@@ -71,7 +72,7 @@ fn outage(fault: Fault) {
     say(&format!(
         "broker {fault:?}: {}; {}; cores {healthy:.2} healthy, {faulted:.2} in the fault, \
          {drain:.2} in {draining:.1?} of draining; oldest unsafe {worst_unsafe_ms} ms; \
-         broker's log grew by {} bytes in the fault",
+         broker's log grew by {} bytes in the fault; the first report {first:.1?} after it",
         audit.line(&counts),
         common::books_line(&report.stats),
         appended_after - appended_before
@@ -82,6 +83,16 @@ fn outage(fault: Fault) {
     common::assert_all_delivered(&report, counts.iter().sum(), 0);
     audit.assert_exact(&counts);
     records.iter().for_each(common::assert_as_sent);
+}
+
+/// Waits until something is reported that wasn't yet; gives the time that took.
+fn first_report(pipeline: &Pipeline) -> Duration {
+    let (before, start) = (pipeline.stats().books.delivered, Instant::now());
+    while pipeline.stats().books.delivered == before {
+        assert!(start.elapsed() < Duration::from_secs(120), "{:?}", pipeline.stats());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    start.elapsed()
 }
 
 /// A fault that never happened proves nothing.

@@ -5,29 +5,13 @@ mod trace_common;
 
 use forebay::Pipeline;
 use forebay_testkit::log_dir;
-use forebay_testkit::secure::PLAIN_USER;
+use forebay_testkit::secure::{PLAIN_USER, SECRETS};
 use forebay_testkit::{Door, Kafka, KafkaOptions, private_dir, say};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 /// In every secret.
 const CANARY: &str = "canary-7Wq";
-
-/// Every property of librdkafka that holds a secret, and one that is misspelt.
-const SECRET: [&str; 12] = [
-    "sasl.password",
-    "ssl.key.password",
-    "ssl.key.pem",
-    "ssl.certificate.pem",
-    "ssl.ca.pem",
-    "ssl.keystore.password",
-    "sasl.oauthbearer.config",
-    "sasl.oauthbearer.client.secret",
-    "sasl.oauthbearer.assertion.private.key.passphrase",
-    "sasl.oauthbearer.assertion.private.key.pem",
-    "sasl.kerberos.kinit.cmd",
-    "sasl.pasword",
-];
 
 fn assert_silent(what: &str, text: &str) {
     assert!(!text.contains("canary"), "{what}: {text}");
@@ -59,7 +43,7 @@ fn errors_and_debug_hold_no_secret() {
         ],
     ];
     let (mut texts, mut opened) = (0, 0);
-    for name in SECRET {
+    for name in SECRETS {
         for value in shapes() {
             for protocol in protocols {
                 let mut builder = Pipeline::builder().brokers("127.0.0.1:1").at_most_once();

@@ -106,7 +106,8 @@ fn refused_connections_cost_nothing() {
 #[test]
 fn a_drill_costs_nothing() {
     let _heavy = heavy();
-    let ended = short(&["--rate", "5000", "--drill", "--for", "1s"]);
+    let times = ["--seconds", "4", "--outage-after", "1", "--for", "1s"];
+    let ended = demo(&[&times[..], &["--rate", "5000", "--drill", "--json"]].concat());
     let json = ended.json();
     say(&format!("demo drill: {json}"));
     // A machine that stands still may end the outage early, which is a fault of the run; not a loss.

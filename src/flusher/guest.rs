@@ -14,6 +14,7 @@
 //! second times nanoseconds times thousandths of the ramp. Nothing is rounded, so nothing drifts.
 
 use super::rates::{Drain, Rate};
+use crate::chance::splitmix64;
 
 /// One record or byte.
 const UNIT: i128 = 1_000_000_000_000;
@@ -159,7 +160,7 @@ impl Guest {
         if is_delivery && self.ramp_from_ns.is_none() {
             let jitter_ns = match self.options.ramp_ns / 5 {
                 0 => 0,
-                most => self.chance() % (most + 1),
+                most => splitmix64(&mut self.rng) % (most + 1),
             };
             self.ramp_from_ns = Some(now_ns + jitter_ns);
             self.forget();
@@ -169,15 +170,6 @@ impl Guest {
     /// What was earned while the sink was away is owed to nobody: it is backlog.
     fn forget(&mut self) {
         (self.records, self.bytes) = Default::default();
-    }
-
-    /// splitmix64.
-    fn chance(&mut self) -> u64 {
-        self.rng = self.rng.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.rng;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
     }
 
     fn thousandths(&self) -> u64 {

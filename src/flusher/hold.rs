@@ -22,7 +22,7 @@
 
 use super::{Flusher, Parked};
 use crate::record::{ANY_PARTITION, LogPosition, Lsn, TopicId};
-use crate::report::{Opaque, Reason};
+use crate::report::{Opaque, Reason, TOPIC_REASONS};
 use crate::stats::HeldTopic;
 use crate::topics::TopicTable;
 use crate::wal::{AsideItem, AsideReader, TopicBooks, Wal};
@@ -35,20 +35,14 @@ mod redrive;
 const PROBE_NS: u64 = 100_000_000;
 /// Marks our opaques: the in-flight table never has so many slots.
 const OURS: u64 = 1 << 31;
-/// Reasons that an earlier run may have had.
-const KNOWN: [&str; 7] = [
-    partitions::STALLED,
-    "topic_unavailable",
-    "topic_unauthorised",
-    "topic_invalid",
-    "unknown_partition",
-    "format_unsupported",
-    "compression_unsupported",
-];
-
 /// Whether a report is about a record that is being redriven.
 pub(super) fn is_ours(opaque: Opaque) -> bool {
     opaque.0 & OURS != 0
+}
+
+/// A reason's name, as one of these words, which live for ever.
+fn word(names: &[&'static str], name: &str) -> &'static str {
+    names.iter().find(|n| **n == name).copied().unwrap_or("topic")
 }
 
 /// What is held: a topic, or one partition of it.
@@ -277,7 +271,7 @@ pub(super) struct Holds {
     /// Where the last record was set aside.
     placed: Option<LogPosition>,
     next_ticket: u64,
-    /// Reasons seen.
+    /// Reasons that an earlier run may have had, and those seen.
     names: Vec<&'static str>,
     /// Most records on their way.
     window: usize,
@@ -297,7 +291,9 @@ impl Holds {
         marks: BTreeMap<Key, LogPosition>,
         mut found: impl FnMut(TopicId, &'static str),
     ) -> Holds {
-        let mut holds = Holds { marks, window, names: KNOWN.to_vec(), ..Holds::default() };
+        let mut names = TOPIC_REASONS.to_vec();
+        names.push(partitions::STALLED);
+        let mut holds = Holds { marks, window, names, ..Holds::default() };
         let Some(wal) = wal else { return holds };
         let mut reader = wal.aside_reader(0);
         loop {
@@ -308,7 +304,7 @@ impl Holds {
                         holds.dead.insert(segment);
                         continue;
                     };
-                    let (reason, key) = (holds.word(name), Key::of(topic, partition));
+                    let (reason, key) = (word(&holds.names, name), Key::of(topic, partition));
                     holds.segments.insert(segment);
                     let mark = holds.mark_of(key);
                     if aside.position < mark {
@@ -364,11 +360,6 @@ impl Holds {
 
     fn mark_of(&self, key: Key) -> LogPosition {
         self.marks.get(&key).copied().unwrap_or_default()
-    }
-
-    /// A reason's name as a word that lives for ever.
-    fn word(&self, name: &str) -> &'static str {
-        self.names.iter().find(|n| **n == name).copied().unwrap_or("topic")
     }
 
     /// Whether a record that goes to `partition` is held back.
@@ -487,8 +478,8 @@ impl Flusher {
         true
     }
 
-    /// Writes what is held back to the set-aside log, in order. False when the log can't serve.
-    pub(super) fn set_aside_held(&mut self) -> bool {
+    /// Writes what is held back to the set-aside log, in order, as far as the log can serve.
+    pub(super) fn set_aside_held(&mut self) {
         let keys: Vec<Key> = self.holds.held().collect();
         for key in keys {
             self.gather(key);
@@ -496,7 +487,7 @@ impl Flusher {
                 let Queued { opaque, reason, in_flight } = queued;
                 self.holds.placed = None;
                 if !self.aside_one(&Parked { opaque, reason, held: Some(key) }) {
-                    return false;
+                    return;
                 }
                 let placed = self.holds.placed.take();
                 let Some(hold) = self.holds.all.get_mut(&key) else { break };
@@ -509,7 +500,6 @@ impl Flusher {
                 }
             }
         }
-        true
     }
 
     /// A record of what is held is in the set-aside log.

@@ -154,7 +154,7 @@ impl Lanes {
     #[inline]
     fn lane_of_thread(&self) -> &Lane {
         // SAFETY: `lane_mask` is the number of lanes, at least one, less one.
-        unsafe { self.lanes.get_unchecked(thread_id::current() as usize & self.lane_mask) }
+        unsafe { self.lanes.get_unchecked(self.lane_number()) }
     }
 
     /// Refuses every later send with `Closed`. What was accepted before stays accepted.

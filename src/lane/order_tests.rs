@@ -129,11 +129,12 @@ proptest! {
 
 #[test]
 fn a_run_meets_holes_and_records_that_leave_out_of_their_place() {
-    let sums = (1..=20u64)
-        .map(|seed| run(seed << 20, 500))
+    let (seeds, enough) = if cfg!(miri) { (1, 5) } else { (20, 100) };
+    let sums = (1..=seeds)
+        .map(|seed: u64| run(seed << 20, 500))
         .fold([0; 3], |a, b| std::array::from_fn(|i| a[i] + b[i]));
     println!("{} records, {} left out of their place, {} holes met", sums[0], sums[1], sums[2]);
-    assert!(sums[1] > 100 && sums[2] > 100, "{sums:?}");
+    assert!(sums[1] > enough && sums[2] > enough, "{sums:?}");
 }
 
 #[test]

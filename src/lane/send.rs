@@ -347,7 +347,8 @@ fn describe(r: &OutRecord<'_>, reserved: Reserved, headers_len: u32, value_len: 
         at: reserved.at,
         span: reserved.span,
         headers_len,
-        key_len: r.key.map_or(NULL, |key| key.len() as u32),
+        // No overflow: a record is shorter than a lane by far.
+        key_len_plus_one: r.key.map_or(0, |key| key.len() as u32 + 1),
         value_len,
         receipt: r.receipt,
     }

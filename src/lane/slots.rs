@@ -31,25 +31,24 @@ pub(super) struct Descriptor {
     /// Units reserved, those skipped at the arena's end included; [`PADDING`] may be set.
     pub(super) span: u32,
     pub(super) headers_len: u32,
-    /// [`NULL`] for none.
-    pub(super) key_len: u32,
+    /// The key's length plus one, and 0 for none: without key and headers it is one store of zero.
+    pub(super) key_len_plus_one: u32,
     /// [`NULL`] for none.
     pub(super) value_len: u32,
     pub(super) receipt: u32,
 }
 
-/// A key's or value's length when it is null.
+/// A value's length when it is null.
 pub(super) const NULL: u32 = u32::MAX;
 /// Set in a descriptor's `span` when the frame holds no record.
 pub(super) const PADDING: u32 = 1 << 31;
 
 impl Descriptor {
     pub(super) fn shape(&self) -> Shape {
-        let len = |len| if len == NULL { None } else { Some(len) };
         Shape {
             headers_len: self.headers_len,
-            key_len: len(self.key_len),
-            value_len: len(self.value_len),
+            key_len: self.key_len_plus_one.checked_sub(1),
+            value_len: (self.value_len != NULL).then_some(self.value_len),
         }
     }
 }

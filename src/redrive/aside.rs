@@ -3,9 +3,10 @@
 //! segment goes. A crash in between leaves both, so a letter may be there, or sent, twice.
 
 use super::courier::{Courier, End, Letter};
-use super::{OF_THE_TOPIC, Options, Outcome, RedriveError, TICK};
+use super::{Options, Outcome, RedriveError, TICK};
 use crate::pipeline::Pipeline;
 use crate::record::{LogPosition, Lsn, RecordView, TopicId};
+use crate::report::TOPIC_REASONS;
 use crate::wal::{FrameKind, Inspected, Orphan, SegmentSummary, SetAsideNote};
 use std::collections::BTreeSet;
 use std::io;
@@ -56,7 +57,7 @@ fn walk(
             body,
         };
         // A reason that isn't UTF-8 is of a later version: the letter is one all the same.
-        let note = note.unwrap_or(SetAsideNote { reason: "", code: 0, unix_ms: 0 });
+        let note = note.unwrap_or_default();
         let position = LogPosition { segment: segment.number, offset };
         let held = note.held();
         let is_final = held.is_some_and(|(_, p)| log.is_redriven(topic, p, position));
@@ -192,7 +193,7 @@ fn settle(
                 outcome.delivered += 1;
                 delivered.insert(letter.index);
             }
-            End::Refused(reason) if OF_THE_TOPIC.contains(&reason) => {
+            End::Refused(reason) if TOPIC_REASONS.contains(&reason) => {
                 outcome.left += 1;
                 let topic = options.to_topic.as_deref().unwrap_or(&letter.topic);
                 outcome.trouble.get_or_insert(format!("topic {topic}: {reason}"));

@@ -29,6 +29,7 @@ use crate::clock::{Clock, SystemClock};
 use crate::error::{OpenError, TopicError};
 use crate::pipeline::Pipeline;
 use crate::record::Lsn;
+use crate::report::TOPIC_REASONS;
 use crate::wal::{FileStorage, Orphan, ReadItem, Reader, SetAsideNote};
 use courier::{Courier, End, Letter};
 use std::io;
@@ -40,15 +41,6 @@ use std::time::{Duration, Instant};
 const STORE_EVERY: Duration = Duration::from_millis(200);
 /// Longest wait before the caller is asked again whether to stop.
 const TICK: Duration = Duration::from_millis(20);
-/// Refusals that concern a topic as a whole: no record of it would fare better.
-const OF_THE_TOPIC: [&str; 6] = [
-    "topic_unavailable",
-    "topic_unauthorised",
-    "topic_invalid",
-    "unknown_partition",
-    "format_unsupported",
-    "compression_unsupported",
-];
 
 /// A directory that is held to be drained.
 pub struct Redrive {
@@ -340,7 +332,7 @@ impl Run<'_> {
                 self.outcome.delivered += 1;
                 self.log.count(&letter.topic, true);
             }
-            End::Refused(reason) if OF_THE_TOPIC.contains(&reason) => {
+            End::Refused(reason) if TOPIC_REASONS.contains(&reason) => {
                 self.outcome.left += 1;
                 self.first_kept = Some(self.first_kept.map_or(letter.lsn, |n| n.min(letter.lsn)));
                 // Nothing of this topic may count as final from here on.

@@ -1,6 +1,8 @@
-//! Owns chance: a small generator whose seed tells everything.
+//! Owns the simulator's dice: a seed tells everything.
 
-/// splitmix64.
+use crate::chance::splitmix64;
+
+/// Numbers as a schedule wants them.
 #[derive(Clone, Debug)]
 pub(super) struct Rng(u64);
 
@@ -10,11 +12,7 @@ impl Rng {
     }
 
     pub(super) fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
+        splitmix64(&mut self.0)
     }
 
     /// A number from 0 to `n` - 1.

@@ -8,7 +8,6 @@ use super::format::{
 };
 use super::log::Wal;
 use crate::record::{LogPosition, Lsn, RecordView, TopicId};
-use crate::sync::Ordering;
 use std::io;
 
 /// What is read of a segment at once.
@@ -74,7 +73,7 @@ impl Wal {
 
     /// What comes next. Damaged frames are passed over: opening counts them.
     pub fn read_aside<'r>(&self, reader: &'r mut AsideReader) -> AsideItem<'r> {
-        let rewritten = self.common.segments_rewritten.load(Ordering::Acquire);
+        let rewritten = self.segments_rewritten();
         if reader.rewritten != rewritten {
             reader.cursor = None;
             reader.rewritten = rewritten;
@@ -194,12 +193,11 @@ fn aside_record<'a>(
 ) -> AsideRecord<'a> {
     let bytes = cursor.frame_bytes(at, header).get(FRAME_HEADER_BYTES..).unwrap_or(&[]);
     let (prefix, body) = bytes.split_at_checked(header.prefix_len as usize).unwrap_or((&[], bytes));
-    let unknown = SetAsideNote { reason: "", code: 0, unix_ms: 0 };
     let topic = cursor.topics.get(header.topic as usize).copied().flatten();
     AsideRecord {
         lsn: Lsn(header.lsn),
         position: LogPosition { segment, offset: at },
-        note: SetAsideNote::decode(prefix).unwrap_or(unknown),
+        note: SetAsideNote::decode(prefix).unwrap_or_default(),
         record: RecordView {
             // The cursor yields no record whose topic isn't named.
             topic: topic.unwrap_or(TopicId(0)),

@@ -218,16 +218,18 @@ impl Slot {
     }
 }
 
-/// Reads both slots. The count is of slots that are there and bad.
-pub(super) fn read_slots(storage: &dyn Storage) -> ([Option<Slot>; 2], u64) {
-    let mut bad = 0;
-    let slots = SLOTS.map(|name| {
-        let bytes = storage.open(name).and_then(|f| read_whole(&*f)).unwrap_or_default();
-        let slot = Slot::decode(&bytes);
-        bad += u64::from(slot.is_none() && bytes.iter().any(|b| *b != 0));
-        slot
+/// Reads both slots, and says which of them are there and bad.
+pub(super) fn read_slots(storage: &dyn Storage) -> ([Option<Slot>; 2], [bool; 2]) {
+    let read = SLOTS.map(|name| match storage.open(name).and_then(|f| read_whole(&*f)) {
+        Ok(bytes) => {
+            let slot = Slot::decode(&bytes);
+            let is_bad = slot.is_none() && bytes.iter().any(|b| *b != 0);
+            (slot, is_bad)
+        }
+        Err(e) => (None, e.kind() != io::ErrorKind::NotFound),
     });
-    (slots, bad)
+    let bad = [read[0].1, read[1].1];
+    (read.map(|(slot, _)| slot), bad)
 }
 
 /// The writing side.

@@ -73,7 +73,15 @@ impl Finding {
             says,
         }
     }
+
+    /// What was found and where: the same in two looks at the same damage.
+    pub(super) fn place(&self) -> Place {
+        (self.verdict, self.file.clone(), self.from, self.to)
+    }
 }
+
+/// A verdict, the file, and the bytes there.
+pub(super) type Place = (&'static str, Option<String>, Option<u64>, Option<u64>);
 
 /// What a verification found in all.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -103,6 +111,24 @@ impl Verification {
     #[must_use]
     pub fn is_sound(&self) -> bool {
         self.findings.iter().all(|f| f.weight != Weight::Damage)
+    }
+
+    /// Where damage was found that isn't known yet.
+    pub(super) fn damaged_places(&self) -> Vec<Place> {
+        let damage = self.findings.iter().filter(|f| f.weight == Weight::Damage);
+        damage.map(Finding::place).collect()
+    }
+
+    /// Takes in what another look, at other files, found.
+    pub(super) fn add(&mut self, other: Verification) {
+        self.segments += other.segments;
+        self.bytes += other.bytes;
+        self.records += other.records;
+        self.set_aside_records += other.set_aside_records;
+        self.watermark = other.watermark.or(self.watermark);
+        self.set_apart.extend(other.set_apart);
+        self.findings.extend(other.findings);
+        self.losses.extend(other.losses);
     }
 
     /// Records lost by damage, known or not.

@@ -475,7 +475,7 @@ impl FrameHeader {
 }
 
 /// What a set-aside record says beside the record.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct SetAsideNote<'a> {
     /// Why.
     pub reason: &'a str,

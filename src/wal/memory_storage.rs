@@ -14,6 +14,7 @@ mod disk;
 #[cfg(test)]
 mod tests;
 
+use crate::chance::splitmix64;
 use super::storage::{AppendFile, Storage, StorageFile};
 use disk::{Disk, MemoryFile, NameOp, WHOLE};
 use parking_lot::Mutex;
@@ -143,14 +144,7 @@ impl MemoryStorage {
     pub fn power_cut_image(&self, seed: u64) -> MemoryStorage {
         let mut image = self.disk.lock().image();
         let mut state = seed;
-        let mut coin = || {
-            // splitmix64
-            state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-            let mut z = state;
-            z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-            z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-            (z ^ (z >> 31)) & 1 == 1
-        };
+        let mut coin = || splitmix64(&mut state) & 1 == 1;
         for op in std::mem::take(&mut image.pending) {
             if coin() {
                 op.apply(&mut image.durable_names);

@@ -309,7 +309,7 @@ impl Wal {
         }
     }
 
-    fn segments_rewritten(&self) -> u64 {
+    pub(super) fn segments_rewritten(&self) -> u64 {
         self.common.segments_rewritten.load(Ordering::Acquire)
     }
 

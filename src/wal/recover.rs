@@ -114,6 +114,7 @@ pub(super) fn recover(
     }
     let manifest = Manifest::read(storage);
     let (mut slots, slots_bad) = read_slots(storage);
+    let slots_bad = slots_bad.iter().filter(|bad| **bad).count() as u64;
     r.damage.checkpoints_bad = slots_bad;
     if slots_bad > 0 {
         r.say(format!(

@@ -3,11 +3,11 @@
 //!
 //! Opening trusts seals; this doesn't: every segment is walked from end to end, and what its
 //! seal says is compared with what the walk met. The verdict on each position is the cursor's,
-//! that on whole files follows the table of `recover`. Beside a live pipeline a segment may be
-//! written, sealed or removed while it is looked at: its tail is no damage, and a bad range in
-//! a segment that isn't sealed counts only if a second look finds it too.
+//! that on whole files follows the table of `recover`. Beside a live pipeline a file may be
+//! written, sealed or removed while it is looked at: its tail is no damage, and what looks
+//! damaged counts only if the next look at the same file finds the same (`settled`).
 
-use super::checkpoint::{Manifest, SLOTS, Slot, read_slots, read_whole};
+use super::checkpoint::{Manifest, SLOTS, Slot, read_slots};
 use super::cursor::{Cursor, Found};
 use super::findings::{Finding, Verification, Weight};
 use super::format::{
@@ -21,11 +21,15 @@ use crate::topics::TopicTable;
 use std::collections::BTreeSet;
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Bytes that the walk asks for at once.
 pub(super) const BUFFER_BYTES: usize = 1 << 20;
-/// Looks at what a live pipeline may be rewriting, before it counts as bad.
-pub(super) const LOOKS: usize = 5;
+/// Looks at a file that a live pipeline may be writing, at most.
+const LOOKS: usize = 5;
+/// Between two looks at a small file that is rewritten in place: a writer that lost its
+/// processor in the middle has it back by then.
+const REWRITE_PAUSE: Duration = Duration::from_millis(10);
 
 /// A segment that could be walked, for what holds between segments.
 pub(super) struct Link {
@@ -73,8 +77,8 @@ pub fn verify(storage: &dyn Storage, progress: &mut dyn FnMut(u64)) -> io::Resul
         to: Verification::default(),
     };
     v.list_apart()?;
-    let slots = v.checkpoints();
-    let manifest = v.manifest();
+    let slots = v.settled(REWRITE_PAUSE, Verifier::checkpoints);
+    let manifest = v.settled(REWRITE_PAUSE, Verifier::manifest);
     let (mut links, asides) = (v.segments(SegmentKind::Main)?, v.segments(SegmentKind::SetAside)?);
     v.missing(manifest.as_ref(), &links, &asides)?;
     v.owners(&slots, manifest.as_ref(), &mut links, &asides);
@@ -112,6 +116,36 @@ impl Verifier<'_> {
         self.to.findings.push(Finding::whole(Weight::Damage, verdict, file, says));
     }
 
+    /// Looks until two looks in a row agree on what is damaged, and keeps only that: one look
+    /// may meet what is half written, and the next one meets it whole, or something elsewhere.
+    pub(super) fn settled<T>(
+        &mut self,
+        pause: Duration,
+        mut look: impl FnMut(&mut Self) -> T,
+    ) -> T {
+        let (all, done_bytes) = (std::mem::take(&mut self.to), self.done_bytes);
+        let mut out = look(self);
+        let mut met = self.to.damaged_places();
+        for _ in 1..LOOKS {
+            if met.is_empty() {
+                break;
+            }
+            std::thread::sleep(pause);
+            (self.to, self.done_bytes) = (Verification::default(), done_bytes);
+            out = look(self);
+            let now = self.to.damaged_places();
+            self.to.findings.retain(|f| f.weight != Weight::Damage || met.contains(&f.place()));
+            let is_settled = now.iter().all(|place| met.contains(place));
+            met = now;
+            if is_settled {
+                break;
+            }
+        }
+        let new = std::mem::replace(&mut self.to, all);
+        self.to.add(new);
+        out
+    }
+
     /// What lies in quarantine and in `newer-version/`.
     fn list_apart(&mut self) -> io::Result<()> {
         for dir in [QUARANTINE_DIR, NEWER_DIR] {
@@ -127,20 +161,8 @@ impl Verifier<'_> {
     }
 
     fn checkpoints(&mut self) -> [Option<Slot>; 2] {
-        // A slot that is being written looks torn: the next look finds it whole.
-        let (mut slots, mut bad) = read_slots(self.storage);
-        for _ in 1..LOOKS {
-            if bad == 0 {
-                break;
-            }
-            (slots, bad) = read_slots(self.storage);
-        }
-        for (name, slot) in SLOTS.iter().zip(&slots) {
-            let is_there = self.storage.open(name).and_then(|f| read_whole(&*f));
-            let is_bad = match is_there {
-                Ok(bytes) => slot.is_none() && bytes.iter().any(|b| *b != 0),
-                Err(e) => e.kind() != io::ErrorKind::NotFound,
-            };
+        let (slots, bad) = read_slots(self.storage);
+        for (name, is_bad) in SLOTS.iter().zip(bad) {
             if is_bad && slots.iter().any(Option::is_some) {
                 let says = "torn; the other slot holds".to_owned();
                 self.note("checkpoint", Some(name), says);

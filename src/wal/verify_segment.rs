@@ -14,11 +14,12 @@ use super::shared::BadRange;
 use super::storage::StorageFile;
 use super::survey::READ_TRIES;
 use super::verdict::Met;
-use super::verify::{BUFFER_BYTES, LOOKS, Link, Verifier, loss_name, numbers};
+use super::verify::{BUFFER_BYTES, Link, Verifier, loss_name, numbers};
 use crate::record::TopicId;
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// A bad range, and the good records around it.
 struct Bad {
@@ -66,7 +67,7 @@ impl Verifier<'_> {
         self.to.segments += 1;
         self.to.bytes += len;
         let before = self.done_bytes;
-        let link = self.look(kind, number, name, &file, len);
+        let link = self.settled(Duration::ZERO, |v| v.look(kind, number, name, &file, len));
         self.done_bytes = before + len;
         (self.progress)(self.done_bytes);
         link
@@ -128,17 +129,6 @@ impl Verifier<'_> {
             None => None,
         };
         let mut walked = self.walk(&header, file, len, seal.as_ref())?;
-        for _ in 1..LOOKS {
-            // It may be written right now: what is bad for a moment is whole at the next look.
-            if locator.is_some() || walked.bad.is_empty() {
-                break;
-            }
-            let ranges: Vec<(u64, u64)> = walked.bad.iter().map(|b| (b.from, b.to)).collect();
-            walked = self.walk(&header, file, len, None)?;
-            if walked.bad.iter().map(|b| (b.from, b.to)).eq(ranges) {
-                break;
-            }
-        }
         let damaged = !walked.bad.is_empty();
         self.ranges(&header, name, &walked);
         match (&seal, locator) {

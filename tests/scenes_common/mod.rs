@@ -13,7 +13,7 @@ pub mod common;
 use common::{Load, Sent};
 use forebay::{Pipeline, Receipt, Stats, Topic};
 use forebay_testkit::audit::Audit;
-use forebay_testkit::{Cluster, Consumed, private_dir, say};
+use forebay_testkit::{Cluster, Consumed, private_dir, say, until};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -148,6 +148,16 @@ impl Stage<'_> {
             std::thread::sleep(Duration::from_millis(5));
         }
     }
+}
+
+/// Waits until a figure stands: what was on its way when the fault began is through. Gives it.
+pub fn still(what: impl Fn() -> u64) -> u64 {
+    let mut last = what();
+    until(Duration::from_secs(60), "nothing goes on", || {
+        std::thread::sleep(Duration::from_secs(1));
+        std::mem::replace(&mut last, what()) == last
+    });
+    last
 }
 
 /// What is seen of the pipeline while the load runs.

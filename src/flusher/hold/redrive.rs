@@ -1,7 +1,7 @@
 //! Owns the way back of what was set aside while its topic was held: probing, handing over in the
 //! order of the numbers, reports, and the end of segments in which all is final.
 
-use super::{Fate, Hold, Key, OURS, Open, PROBE_NS, Phase, is_ours};
+use super::{Fate, Hold, Key, OURS, Open, PROBE_NS, Phase, is_ours, word};
 use crate::flusher::{Flusher, RECORD_OVERHEAD_BYTES};
 use crate::record::LogPosition;
 use crate::report::{Opaque, Outcome, Scope};
@@ -155,7 +155,7 @@ impl Flusher {
             }
             let (at, lsn) = (aside.position, aside.lsn);
             let reason = aside.note.held().map_or("", |(name, _)| name);
-            let reason = holds.names.iter().find(|n| **n == reason).copied().unwrap_or("topic");
+            let reason = word(&holds.names, reason);
             let ticket = holds.next_ticket;
             let opaque = Opaque((ticket >> 31) << 32 | OURS | (ticket & (OURS - 1)));
             match sink.produce(&name, &aside.record, opaque) {

@@ -178,6 +178,20 @@ pub(super) fn refuse(name: &str, value: &str, problem: impl Into<String>) -> Con
     ConfigError { name: name.to_owned(), value: value.to_owned(), problem: problem.into() }
 }
 
+/// Refuses a codec that this build lacks; librdkafka's own words name no feature of ours.
+fn check_codec(extra: &[(String, String)], has_zstd: bool) -> Result<(), ConfigError> {
+    let is_codec = |name: &str| matches!(name, "compression.type" | "compression.codec");
+    let wanted = extra.iter().find(|(n, v)| is_codec(n) && v.eq_ignore_ascii_case("zstd"));
+    match wanted {
+        Some((name, value)) if !has_zstd => Err(refuse(
+            name,
+            value,
+            "this build of forebay lacks it: build it with the feature \"zstd\", or use gzip, snappy or lz4",
+        )),
+        _ => Ok(()),
+    }
+}
+
 /// Every property in the order in which it is set: ours that a user may change, the user's,
 /// and last ours that nobody changes.
 pub(super) fn properties(options: &KafkaOptions) -> Result<Vec<(String, String)>, ConfigError> {
@@ -188,6 +202,7 @@ pub(super) fn properties(options: &KafkaOptions) -> Result<Vec<(String, String)>
         return Err(refuse("brokers", "***", NO_LOGIN));
     }
     secure::check(&options.extra)?;
+    check_codec(&options.extra, cfg!(feature = "zstd"))?;
     let message_bytes = options.record_bytes_max + RECORD_OVERHEAD_BYTES;
     if message_bytes > MESSAGE_BYTES_MAX {
         let allowed = MESSAGE_BYTES_MAX - RECORD_OVERHEAD_BYTES;
@@ -257,6 +272,18 @@ pub(super) fn side_properties(main: &[(String, String)]) -> Vec<(String, String)
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_codec_that_this_build_lacks_names_the_feature() {
+        let extra = |name: &str, codec: &str| vec![(name.to_owned(), codec.to_owned())];
+        for name in ["compression.type", "compression.codec"] {
+            let refused = check_codec(&extra(name, "ZSTD"), false).unwrap_err();
+            assert_eq!(refused.name, name);
+            assert!(refused.problem.contains("feature \"zstd\""), "{refused}");
+            assert!(check_codec(&extra(name, "zstd"), true).is_ok());
+            assert!(check_codec(&extra(name, "lz4"), false).is_ok());
+        }
+    }
 
     #[test]
     fn owned_properties_are_refused_with_the_reason() {

@@ -275,6 +275,13 @@ mod tests {
     }
 
     #[test]
+    fn the_topic_s_reasons_are_those_of_the_table() {
+        let of_topics = TABLE.iter().filter(|row| row.1 == Scope::Topic).map(|row| row.2);
+        let names: std::collections::BTreeSet<_> = of_topics.collect();
+        assert_eq!(names, crate::report::TOPIC_REASONS.into_iter().collect());
+    }
+
+    #[test]
     fn an_unknown_code_is_transient_and_keeps_its_number() {
         for code in [9999, -9999, 131] {
             assert_eq!(classify(code), (Scope::Transient, Reason { name: "other", code }));

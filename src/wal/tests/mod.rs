@@ -4,6 +4,7 @@
 #![allow(clippy::print_stdout)]
 
 mod bad_input;
+mod beside;
 mod crash;
 mod damage;
 mod directory;

@@ -4,6 +4,7 @@
 //! Kafka's defaults: a dead broker is noticed within a second.
 
 use crate::broker::{self, Node};
+use crate::disk::Disk;
 use crate::home::{self, Home};
 use crate::oracle::{Leader, Oracle};
 use crate::proxy::{Proxy, Trouble};
@@ -18,6 +19,15 @@ use std::time::{Duration, Instant};
 const NODES: u32 = 3;
 /// How long the cluster may take to be whole again.
 const WHOLE_LIMIT: Duration = Duration::from_secs(120);
+
+/// What differs from three plain brokers.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ClusterOptions {
+    /// Clients that come through the proxies are told to come back by name: [`Cluster::host`].
+    pub named: bool,
+    /// Each node's data lies on a disk of its own, of so many MiB.
+    pub disk_mebibytes: Option<u64>,
+}
 
 /// Three brokers; dropped, they are killed.
 #[derive(Debug)]
@@ -36,6 +46,9 @@ struct Member {
     ports: Ports,
     voters: String,
     proxy: Proxy,
+    /// `host:port` of the proxy, as clients are told.
+    advertised: String,
+    disk: Option<Disk>,
     paused: bool,
 }
 
@@ -55,6 +68,15 @@ impl Cluster {
     /// When Kafka is there, or required, and doesn't start.
     #[must_use]
     pub fn start() -> Option<Cluster> {
+        Cluster::start_with(ClusterOptions::default())
+    }
+
+    /// The same with options. `None`, said loudly, also where disks can't be mounted.
+    ///
+    /// # Panics
+    /// When Kafka is there, or required, and doesn't start.
+    #[must_use]
+    pub fn start_with(options: ClusterOptions) -> Option<Cluster> {
         let home = match home::home() {
             Ok(home) => home,
             Err(reason) => {
@@ -65,8 +87,8 @@ impl Cluster {
         let mut last = String::new();
         // Another process may take the ports between the look and the start.
         for _ in 0..3 {
-            match start(home) {
-                Ok(cluster) => return Some(cluster),
+            match start(home, options) {
+                Ok(cluster) => return cluster,
                 Err(reason) => last = reason,
             }
         }
@@ -98,8 +120,14 @@ impl Cluster {
     /// The same through the proxies: such a client never meets the brokers themselves.
     #[must_use]
     pub fn proxied(&self) -> String {
-        let all = self.members.iter().map(|m| m.proxy.address());
+        let all = self.members.iter().map(|m| m.advertised.as_str());
         all.collect::<Vec<_>>().join(",")
+    }
+
+    /// The name that a node of a named cluster goes by.
+    #[must_use]
+    pub fn host(id: u32) -> String {
+        format!("broker-{id}.forebay.test")
     }
 
     /// The nodes' numbers.
@@ -238,18 +266,41 @@ impl Cluster {
         start.elapsed()
     }
 
-    /// Starts a node again behind the same proxy, but listening on other ports than before.
+    /// Starts a node again behind the same proxy, but listening there on another port than before.
+    ///
+    /// The plain port stays: it is how the oracle finds the cluster, and one whose nodes had all
+    /// moved, one after another, would be lost to it.
     ///
     /// # Panics
     /// When it doesn't start.
     pub fn restart_elsewhere(&mut self, id: u32) -> Duration {
-        let plain = broker::free_ports(&mut self.random, 2).expect("free ports");
+        let behind = broker::free_ports(&mut self.random, 1).expect("a free port");
         let member = self.member(id);
-        member.ports.plain = plain;
-        member.ports.behind = plain + 1;
-        member.proxy.lead_to(plain + 1);
+        member.ports.behind = behind;
+        member.proxy.lead_to(behind);
         member.write_properties().expect("the node's settings are written");
         self.restart(&[id])
+    }
+
+    /// Takes all the room that is left on a node's disk; gives how much that was.
+    pub fn fill_disk(&mut self, id: u32) -> u64 {
+        self.member(id).disk.as_ref().expect("a disk of its own").fill()
+    }
+
+    /// Gives the room back that was taken.
+    pub fn free_disk(&mut self, id: u32) {
+        self.member(id).disk.as_ref().expect("a disk of its own").free();
+    }
+
+    /// Starts every node again that has ended; says which.
+    pub fn restart_ended(&mut self) -> Vec<u32> {
+        let mut down = self.ids();
+        down.retain(|id| !self.is_running(*id));
+        for id in &down {
+            self.member(*id).node.child = None;
+        }
+        self.restart(&down);
+        down
     }
 
     /// The bytes of a topic's log on one node's disk.
@@ -270,17 +321,12 @@ impl Cluster {
     /// When it doesn't become whole.
     pub fn heal(&mut self) {
         self.trouble_everywhere(Trouble::None);
-        let mut down = Vec::new();
         for id in self.ids() {
             if self.member(id).paused {
                 self.resume(id);
             }
-            if !self.is_running(id) {
-                self.member(id).node.child = None;
-                down.push(id);
-            }
         }
-        self.restart(&down);
+        self.restart_ended();
         let start = Instant::now();
         while self.oracle.nodes().map_or(0, |n| n.len()) < NODES as usize {
             assert!(start.elapsed() < WHOLE_LIMIT, "{:?}", self.oracle.nodes());
@@ -296,6 +342,7 @@ impl Cluster {
 impl Drop for Cluster {
     fn drop(&mut self) {
         self.members.iter_mut().for_each(|m| m.node.end());
+        self.members.iter_mut().for_each(|m| m.disk = None);
         broker::leave(&self.dir);
     }
 }
@@ -329,7 +376,7 @@ impl Member {
     }
 
     fn properties(&self) -> String {
-        let (id, voters, proxy) = (self.id, &self.voters, self.proxy.address());
+        let (id, voters, proxy) = (self.id, &self.voters, &self.advertised);
         let Ports { plain, behind, controller } = self.ports;
         let data = self.dir.join("data");
         format!(
@@ -372,7 +419,7 @@ background.threads=2
     }
 }
 
-fn start(home: &Home) -> Result<Cluster, String> {
+fn start(home: &Home, options: ClusterOptions) -> Result<Option<Cluster>, String> {
     let dir = home.run_dir().map_err(|e| format!("a directory under target/kafka: {e}"))?;
     let mut random = Random::new(crate::seed());
     let first = broker::free_ports(&mut random, 4 * NODES as u16)?;
@@ -387,13 +434,25 @@ fn start(home: &Home) -> Result<Cluster, String> {
         fs::create_dir_all(&dir).map_err(|e| format!("{}: {e}", dir.display()))?;
         let node =
             Node { home: home.clone(), cluster_id: cluster_id.clone(), child: None, starts: 0 };
+        let disk = match options.disk_mebibytes.map(|size| Disk::mount(&dir.join("data"), size)) {
+            Some(None) => return Ok(None),
+            disk => disk.flatten(),
+        };
+        let proxy = Proxy::start(plain + 3, plain + 1)?;
+        let advertised = if options.named {
+            format!("{}:{}", Cluster::host(id), proxy.port())
+        } else {
+            proxy.address()
+        };
         let member = Member {
             id,
             node,
             dir: dir.clone(),
             ports: Ports { plain, behind: plain + 1, controller: plain + 2 },
             voters: voters.join(","),
-            proxy: Proxy::start(plain + 3, plain + 1)?,
+            proxy,
+            advertised,
+            disk,
             paused: false,
         };
         member.write_properties()?;
@@ -427,5 +486,5 @@ fn start(home: &Home) -> Result<Cluster, String> {
     }
     let mut cluster = Cluster { oracle, dir, members, random };
     cluster.heal();
-    Ok(cluster)
+    Ok(Some(cluster))
 }

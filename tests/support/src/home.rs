@@ -40,7 +40,7 @@ pub(crate) fn skip(reason: &str) {
     say(&format!("SKIPPED {test}: no real Kafka here: {reason}"));
 }
 
-fn is_required() -> bool {
+pub(crate) fn is_required() -> bool {
     std::env::var("FOREBAY_REQUIRE_KAFKA").is_ok_and(|v| !v.is_empty() && v != "0")
 }
 

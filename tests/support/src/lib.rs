@@ -4,6 +4,7 @@
 //!   `target/kafka/`; every fault is a signal to a real process.
 //! * [`Cluster`]: three of them, replication 3, each killed, stopped and restarted alone, each with
 //!   a [`Proxy`] in front that spoils its connections.
+//! * [`Hosts`]: names of machines that a test gives and takes away.
 //! * [`secure`]: locked doors for such a broker: TLS, SASL, ACLs, certificates of its own.
 //! * [`Oracle`]: what is really in a topic, read by Kafka's own Java client.
 //! * [`audit`]: what was sent against what arrived: lost, duplicates, order.
@@ -17,9 +18,11 @@
 pub mod audit;
 mod broker;
 mod cluster;
+mod disk;
 mod home;
 pub mod lines;
 pub mod log_dir;
+mod names;
 mod oracle;
 pub mod process;
 mod proxy;
@@ -27,7 +30,8 @@ pub mod secure;
 mod wire;
 
 pub use broker::{Kafka, KafkaOptions, dead_port};
-pub use cluster::Cluster;
+pub use cluster::{Cluster, ClusterOptions};
+pub use names::Hosts;
 pub use oracle::{Consumed, Leader, Oracle};
 pub use proxy::{Proxy, Trouble};
 pub use secure::Door;

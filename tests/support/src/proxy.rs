@@ -7,8 +7,8 @@ use crate::wire::{Filter, Frames, Wire};
 use rustix::net::sockopt::set_socket_linger;
 use std::collections::VecDeque;
 use std::io::{ErrorKind, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering::Relaxed};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -71,9 +71,13 @@ struct Shared {
     trouble: Mutex<Trouble>,
     /// The trouble that the listening thread has taken up.
     taken: Mutex<Trouble>,
+    /// Where it listens.
+    ip: AtomicU32,
     upstream: AtomicU16,
     ended: AtomicBool,
     connections: AtomicU64,
+    /// Connections that haven't ended yet.
+    open: AtomicU64,
     resets: AtomicU64,
     swallowed_bytes: AtomicU64,
     spoilt_answers: AtomicU64,
@@ -85,6 +89,10 @@ impl Shared {
     fn trouble(&self) -> Trouble {
         *self.trouble.lock().expect("no thread panics with it")
     }
+
+    fn ip(&self) -> Ipv4Addr {
+        Ipv4Addr::from_bits(self.ip.load(Relaxed))
+    }
 }
 
 impl Proxy {
@@ -93,16 +101,19 @@ impl Proxy {
         let shared = Arc::new(Shared {
             trouble: Mutex::new(Trouble::None),
             taken: Mutex::new(Trouble::None),
+            ip: AtomicU32::new(Ipv4Addr::LOCALHOST.to_bits()),
             upstream: AtomicU16::new(upstream),
             ended: AtomicBool::new(false),
             connections: AtomicU64::new(0),
+            open: AtomicU64::new(0),
             resets: AtomicU64::new(0),
             swallowed_bytes: AtomicU64::new(0),
             spoilt_answers: AtomicU64::new(0),
             passed_bytes: AtomicU64::new(0),
             accepted: Mutex::new(None),
         });
-        let listener = listen(port).map_err(|e| format!("the proxy's port {port}: {e}"))?;
+        let at = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        let listener = listen(at).map_err(|e| format!("the proxy's port {port}: {e}"))?;
         let own = shared.clone();
         spawn("proxy-listen", move || accept_all(port, listener, &own));
         Ok(Proxy { port, shared })
@@ -111,7 +122,30 @@ impl Proxy {
     /// `host:port` of the proxy, for clients.
     #[must_use]
     pub fn address(&self) -> String {
-        format!("127.0.0.1:{}", self.port)
+        format!("{}:{}", self.shared.ip(), self.port)
+    }
+
+    /// Its port.
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Leaves its address for another one of this machine: open connections are reset, and the
+    /// old address refuses.
+    ///
+    /// # Panics
+    /// When a connection doesn't end.
+    pub fn move_to(&self, ip: Ipv4Addr) {
+        self.make(Trouble::Refuse);
+        // Each connection sees for itself that it is refused.
+        let start = Instant::now();
+        while self.shared.open.load(Relaxed) > 0 {
+            assert!(start.elapsed() < Duration::from_secs(30), "a connection doesn't end");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        self.shared.ip.store(ip.to_bits(), Relaxed);
+        self.make(Trouble::None);
     }
 
     /// Makes trouble, or ends it; it is there for every new connection when this returns.
@@ -175,8 +209,8 @@ impl Drop for Proxy {
     }
 }
 
-fn listen(port: u16) -> std::io::Result<TcpListener> {
-    let listener = TcpListener::bind(("127.0.0.1", port))?;
+fn listen(at: SocketAddr) -> std::io::Result<TcpListener> {
+    let listener = TcpListener::bind(at)?;
     listener.set_nonblocking(true)?;
     Ok(listener)
 }
@@ -207,14 +241,14 @@ fn accept_all(port: u16, listener: TcpListener, shared: &Arc<Shared>) {
         }
         let Some(open) = &listener else {
             // Right after its end a port may be busy for a moment.
-            listener = listen(port).ok();
+            listener = listen(SocketAddr::from((shared.ip(), port))).ok();
             if listener.is_none() {
                 std::thread::sleep(LOOK);
             }
             continue;
         };
         if trouble == Trouble::Drop && fillers.is_empty() {
-            fillers = fill(open, port);
+            fillers = fill(open, SocketAddr::from((shared.ip(), port)));
         }
         *shared.taken.lock().expect("no thread panics with it") = trouble;
         if trouble == Trouble::Drop {
@@ -225,8 +259,12 @@ fn accept_all(port: u16, listener: TcpListener, shared: &Arc<Shared>) {
         match open.accept() {
             Ok((client, _)) => {
                 shared.connections.fetch_add(1, Relaxed);
+                shared.open.fetch_add(1, Relaxed);
                 let own = shared.clone();
-                spawn("proxy-connect", move || connect(client, &own));
+                spawn("proxy-connect", move || {
+                    connect(client, &own);
+                    own.open.fetch_sub(1, Relaxed);
+                });
             }
             Err(_) => std::thread::sleep(Duration::from_millis(2)),
         }
@@ -234,10 +272,9 @@ fn accept_all(port: u16, listener: TcpListener, shared: &Arc<Shared>) {
 }
 
 /// Fills the listener's queue, so that the system drops the first packet of whoever comes next.
-fn fill(listener: &TcpListener, port: u16) -> Vec<TcpStream> {
+fn fill(listener: &TcpListener, address: SocketAddr) -> Vec<TcpStream> {
     let mut fillers = Vec::new();
     if rustix::net::listen(listener, 0).is_ok() {
-        let address = SocketAddr::from(([127, 0, 0, 1], port));
         // A bound for the case that the system doesn't drop at all.
         while fillers.len() < 5_000 {
             match TcpStream::connect_timeout(&address, Duration::from_millis(200)) {
@@ -333,7 +370,8 @@ fn pump(way: &Way, up: bool, shared: &Shared) {
             shared.swallowed_bytes.fetch_add(count as u64, Relaxed);
             continue;
         }
-        let due = match trouble {
+        // As it is now: it may have begun while this waited for bytes.
+        let due = match shared.trouble() {
             Trouble::Latency(by) if !up => Instant::now() + by,
             Trouble::Bandwidth(bytes_per_s) => {
                 let takes = Duration::from_secs_f64(count as f64 / bytes_per_s.max(1) as f64);

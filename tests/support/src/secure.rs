@@ -19,6 +19,22 @@ pub const PLAIN_USER: &str = "papp";
 /// Its password.
 pub const PLAIN_PASSWORD: &str = "papp-secret";
 
+/// Every property of librdkafka that holds a secret, and one that is misspelt.
+pub const SECRETS: [&str; 12] = [
+    "sasl.password",
+    "ssl.key.password",
+    "ssl.key.pem",
+    "ssl.certificate.pem",
+    "ssl.ca.pem",
+    "ssl.keystore.password",
+    "sasl.oauthbearer.config",
+    "sasl.oauthbearer.client.secret",
+    "sasl.oauthbearer.assertion.private.key.passphrase",
+    "sasl.oauthbearer.assertion.private.key.pem",
+    "sasl.kerberos.kinit.cmd",
+    "sasl.pasword",
+];
+
 /// A listener of a broker that was started with `secure`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Door {
@@ -108,25 +124,8 @@ impl Certificates {
         fs::write(dir.join("names"), names).map_err(io)?;
         let certificates = Certificates { dir };
         for ca in ["ca", "stranger"] {
-            let subject = format!("/CN={ca}");
             let (key, file) = (format!("{ca}.key"), format!("{ca}.pem"));
-            certificates.openssl(&[
-                "req",
-                "-x509",
-                "-newkey",
-                "ec",
-                "-pkeyopt",
-                "ec_paramgen_curve:prime256v1",
-                "-nodes",
-                "-keyout",
-                &key,
-                "-out",
-                &file,
-                "-days",
-                "3650",
-                "-subj",
-                &subject,
-            ])?;
+            certificates.new_key(&key, &file, ca, &["-x509", "-days", "3650"])?;
         }
         certificates.leaf("broker", "right", 3650)?;
         certificates.leaf("expired", "right", -1)?;
@@ -139,22 +138,8 @@ impl Certificates {
     fn leaf(&self, name: &str, names: &str, days: i32) -> Result<(), String> {
         let (key, request, file) =
             (format!("{name}.key"), format!("{name}.csr"), format!("{name}.pem"));
-        let (subject, days) = (format!("/CN={name}"), days.to_string());
-        self.openssl(&[
-            "req",
-            "-new",
-            "-newkey",
-            "ec",
-            "-pkeyopt",
-            "ec_paramgen_curve:prime256v1",
-            "-nodes",
-            "-keyout",
-            &key,
-            "-out",
-            &request,
-            "-subj",
-            &subject,
-        ])?;
+        let days = days.to_string();
+        self.new_key(&key, &request, name, &["-new"])?;
         self.openssl(&[
             "x509",
             "-req",
@@ -179,6 +164,14 @@ impl Certificates {
             store += &fs::read_to_string(self.path(part)).map_err(|e| format!("{part}: {e}"))?;
         }
         fs::write(self.path(&format!("{name}.store")), store).map_err(|e| e.to_string())
+    }
+
+    /// A key, and what `how` makes of it, for this name.
+    fn new_key(&self, key: &str, out: &str, name: &str, how: &[&str]) -> Result<(), String> {
+        let subject = format!("/CN={name}");
+        let curve = "ec_paramgen_curve:prime256v1";
+        let kind = ["req", "-newkey", "ec", "-pkeyopt", curve, "-nodes"];
+        self.openssl(&[&kind, how, &["-keyout", key, "-out", out, "-subj", &subject]].concat())
     }
 
     fn openssl(&self, arguments: &[&str]) -> Result<(), String> {
