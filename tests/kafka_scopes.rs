@@ -217,6 +217,49 @@ fn an_unknown_topic_is_held_over_a_restart_and_redriven_when_it_is_made() {
     ));
 }
 
+/// Partition 3 of a topic that has two: its records are held by themselves, over a restart too,
+/// nobody waits behind them, and they arrive in order when the topic has grown.
+#[test]
+fn a_partition_that_does_not_exist_is_held_until_the_topic_has_grown() {
+    const RECORDS: u64 = 1_000;
+    let Some(kafka) = Kafka::shared() else { return };
+    let name = kafka.topic("grows", 2);
+    let dir = private_dir();
+    let send = |topic: &Topic, number: u64| {
+        let text = id(number).text();
+        let partition = if number.is_multiple_of(2) { 3 } else { 0 };
+        topic.record(text.as_bytes()).partition(partition).send().expect("there is room");
+    };
+    let (pipeline, topic) = common::open(kafka.brokers(), dir.path(), &name);
+    (0..RECORDS).for_each(|number| send(&topic, number));
+    // What is held is final for a flush: the partition may never be made.
+    common::flush(&pipeline);
+    let books = close(pipeline).stats.books;
+    assert_eq!((books.delivered, books.set_aside), (RECORDS / 2, RECORDS / 2), "{books:?}");
+
+    let (pipeline, topic) = common::open(kafka.brokers(), dir.path(), &name);
+    (RECORDS..2 * RECORDS).for_each(|number| send(&topic, number));
+    wait_for_hold(&pipeline, Some((&name, RECORDS)));
+    let held = pipeline.stats().held;
+    let held: Vec<_> = held.iter().map(|h| (h.partition, h.reason)).collect();
+    assert_eq!(held, [(Some(3), "unknown_partition")]);
+    kafka.oracle().grow_topic(&name, 4).unwrap();
+    let flowing_after = wait_for_hold(&pipeline, None);
+    common::flush(&pipeline);
+    let books = close(pipeline).stats.books;
+    assert_eq!((books.set_aside, books.dropped), (0, 0), "{books:?}");
+    let records = kafka.oracle().read(&name).unwrap();
+    let audit = Audit::new(&records, |record| Stream::Partition(record.partition));
+    audit.assert_exact(&[2 * RECORDS]);
+    let of_it = records.iter().filter(|r| r.partition == 3).count();
+    assert_eq!(of_it as u64, RECORDS);
+    say(&format!(
+        "partition that didn't exist: {of_it} held, flowing {flowing_after:.1?} after the topic \
+         grew: {}",
+        audit.line(&[2 * RECORDS])
+    ));
+}
+
 /// Every record here has a key.
 fn in_key(record: &Consumed) -> Stream<'_> {
     Stream::by_key(record)

@@ -98,14 +98,12 @@ fn keyless_records_reach_every_partition() {
 }
 
 #[test]
-fn an_unknown_partition_is_the_record_s_own_fault() {
+fn an_unknown_partition_concerns_nobody_else() {
     let broker = cluster("t", 2);
     let mut d = Driver::new(KafkaOptions::new(broker.brokers()));
     d.send("t", &Rec::new("v").to(1)).unwrap();
     let error = d.send("t", &Rec::new("v").to(2)).unwrap_err();
-    let ProduceError::Rejected { scope: Scope::Record, reason } = error else {
-        panic!("{error:?}")
-    };
+    let ProduceError::Stalled { partition: 2, reason } = error else { panic!("{error:?}") };
     assert_eq!(reason.name, "unknown_partition");
     d.until("the good one", |d| d.reports.len() == 1);
 }
