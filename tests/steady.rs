@@ -3,7 +3,7 @@
 //! room to spare.
 
 use forebay::{MemorySink, Pipeline, WalFull};
-use forebay_testkit::say;
+use forebay_testkit::{say, until};
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -72,6 +72,8 @@ fn an_idle_pipeline_wakes_a_hundred_times_a_second_and_no_more() {
     let topic = pipeline.topic("t").unwrap();
     topic.send(b"x").unwrap();
     pipeline.flush(Duration::from_secs(60)).unwrap();
+    // A thread gives itself its name, once it runs.
+    until(Duration::from_secs(60), "both threads run", || our_threads().len() == 2);
     // The keeper counts itself idle after 20 turns of 10 ms; before that a disk may be slow.
     let mut tries = 0;
     while !is_idle(Duration::from_secs(seconds_by_hand().unwrap_or(2))) {
