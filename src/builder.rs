@@ -1,7 +1,7 @@
 //! Owns how a pipeline is put together: the settings that users name, and `open`.
 
 use crate::clock::{Clock, SystemClock};
-use crate::config::{Config, Overflow, Partitioner, WalFull};
+use crate::config::{Config, Order, Overflow, Partitioner, WalFull};
 use crate::error::OpenError;
 use crate::flusher::{Flusher, GuestOptions, Parts};
 use crate::keeper::{Keeper, KeeperLink};
@@ -248,6 +248,21 @@ impl Builder {
         self
     }
 
+    /// What goes first where there is a backlog: it, or what is sent now. Default
+    /// [`Order::BacklogFirst`]. Needs a log, and a loss window that isn't 0.
+    pub fn order(mut self, order: Order) -> Self {
+        self.config.order = order;
+        self
+    }
+
+    /// With [`Order::LiveFirst`]: how much of [`Builder::in_flight_max_records`] and of
+    /// [`Builder::in_flight_max_bytes`] the backlog may take, in parts of a hundred. Live records
+    /// have the rest while there is a backlog, and all without one. Default 50; 1 to 99.
+    pub fn replay_share_percent(mut self, percent: u8) -> Self {
+        self.config.replay_share_percent = percent;
+        self
+    }
+
     /// How long the replay takes to speed up from a tenth of its caps to the whole, from the
     /// first delivery on after Kafka was away (or since `open`). The begin is put off by up to a
     /// fifth of it by chance, so that a fleet doesn't come back in step. Without a cap on records
@@ -361,6 +376,7 @@ impl Builder {
                 ramp_ns: ns(config.replay_ramp),
                 seed: random_salts()(),
             },
+            backlog_percent: config.backlog_percent(),
             in_flight_max_records: config.in_flight_max_records,
             in_flight_max_bytes: config.in_flight_max_bytes as u64,
             lane_bytes: config.lane_bytes as u64,

@@ -33,8 +33,8 @@ mod redrive;
 
 /// Before the first probe, and between two while the sink itself knows that the topic can't be had.
 const PROBE_NS: u64 = 100_000_000;
-/// Marks our opaques: the in-flight table never has so many slots.
-const OURS: u64 = 1 << 31;
+/// Marks our opaques.
+const OURS: u64 = Opaque::REDRIVEN;
 /// Whether a report is about a record that is being redriven.
 pub(super) fn is_ours(opaque: Opaque) -> bool {
     opaque.0 & OURS != 0
@@ -266,8 +266,8 @@ pub(super) struct Holds {
     tickets: HashMap<u64, (Key, LogPosition)>,
     /// The latter among them.
     gathered: usize,
-    /// The first record of the span, and since when it is that.
-    front: (Lsn, u64),
+    /// The first record of each line of the span, and since when it is that.
+    fronts: [(Lsn, u64); 2],
     /// Where the last record was set aside.
     placed: Option<LogPosition>,
     next_ticket: u64,

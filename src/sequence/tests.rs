@@ -12,7 +12,7 @@ const NONE: u32 = u32::MAX;
 const T: TopicId = TopicId(0);
 
 fn limits(records: usize, journal: Journal) -> Limits {
-    Limits { in_flight_max_records: records, in_flight_max_bytes: u64::MAX, journal }
+    Limits { in_flight_max_records: records, in_flight_max_bytes: u64::MAX, journal, backlog_percent: None }
 }
 
 fn sequence(records: usize) -> Sequence<u32> {

@@ -155,6 +155,7 @@ impl Machine {
             },
             wal_full,
             guest,
+            backlog_percent: None,
             in_flight_max_records: 64,
             in_flight_max_bytes: 1 << 20,
             lane_bytes: LANE_BYTES as u64,
