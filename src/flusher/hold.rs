@@ -200,10 +200,6 @@ impl Hold {
         before.copied().find(|(_, at)| is_due(at))
     }
 
-    fn is_early(&self, lsn: Lsn, position: LogPosition) -> bool {
-        !self.early.is_empty() && self.early.contains(&(lsn, position))
-    }
-
     fn has_read(&mut self, position: LogPosition) {
         let LogPosition { segment, offset } = position;
         self.read_to = self.read_to.max(LogPosition { segment, offset: offset + 1 });

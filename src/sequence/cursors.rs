@@ -166,8 +166,7 @@ impl<F: Copy> Sequence<F> {
                 return Next::JournalFirst;
             }
             let p = held.popped;
-            let slot =
-                self.in_flight.admit(Line::Main, self.produced, p.topic, p.bytes, p.receipt);
+            let slot = self.in_flight.admit(Line::Main, self.produced, p.topic, p.bytes, p.receipt);
             let at = (self.produced.0 - self.journaled.0) as usize;
             self.memory[at].slot = slot;
             self.produced = self.produced.next();

@@ -103,8 +103,7 @@ impl<F: Copy> Sequence<F> {
             let Some(held) = self.memory.get_mut(at) else { break };
             let slot = (!held.done).then(|| {
                 let p = held.popped;
-                held.slot =
-                    self.in_flight.admit(Line::Live, cursor, p.topic, p.bytes, p.receipt);
+                held.slot = self.in_flight.admit(Line::Live, cursor, p.topic, p.bytes, p.receipt);
                 held.slot
             });
             if let Some(live) = &mut self.live {

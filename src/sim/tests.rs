@@ -103,7 +103,11 @@ fn a_rule_switched_off_is_noticed() {
     caught("journal order", false, Broken { journal_order: true, ..Broken::default() });
     caught("produced once", false, Broken { produced_once: true, ..Broken::default() });
     caught("a span", false, Broken { span: true, ..Broken::default() });
-    caught("release after journal", false, Broken { release_after_journal: true, ..Broken::default() });
+    caught(
+        "release after journal",
+        false,
+        Broken { release_after_journal: true, ..Broken::default() },
+    );
     caught("live once", true, Broken { live_once: true, ..Broken::default() });
     caught("acked of both", true, Broken { acked_of_both: true, ..Broken::default() });
     caught("older live first", true, Broken { older_live_first: true, ..Broken::default() });
