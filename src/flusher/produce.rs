@@ -498,13 +498,15 @@ impl Flusher {
             },
         };
         self.reads[ReadOf::Parked as usize] = ReadTrouble::default();
-        let held_reason = |key: hold::Key| SetAsideNote::held_reason(reason.name, key.partition());
+        let is_live = parked.opaque.is_live();
+        let held_reason =
+            |key: hold::Key| SetAsideNote::held_reason(reason.name, key.partition(), is_live);
         let held = parked.held.map(held_reason);
         let words = held.as_deref().unwrap_or(reason.name);
         match wal.set_aside(lsn, &record, words, reason.code, now) {
             Ok(position) => {
                 match parked.held {
-                    Some(key) => self.held_is_aside(key, lsn, position),
+                    Some(key) => self.held_is_aside(key, lsn, position, is_live),
                     None => self.holds.has_dead(position),
                 }
                 Ok(End::SetAside(reason.name))

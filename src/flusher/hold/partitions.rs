@@ -24,8 +24,9 @@ impl Hold {
     fn low(&self) -> Lsn {
         let queued = self.queue.keys().next().copied();
         let early = self.early.first().map(|(lsn, _)| *lsn);
+        let beside = self.beside.first().map(|(lsn, _)| *lsn);
         let aside = (self.records > 0).then_some(self.low);
-        [queued, early, aside].into_iter().flatten().min().unwrap_or(Lsn(u64::MAX))
+        [queued, early, beside, aside].into_iter().flatten().min().unwrap_or(Lsn(u64::MAX))
     }
 }
 

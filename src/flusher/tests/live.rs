@@ -90,8 +90,9 @@ fn live_records_go_at_once_and_the_backlog_at_its_cap_beside_them() {
         assert_eq!(percent.is_none(), late.is_empty());
         assert!(percent.is_none() || longest_ms <= AT_ONCE_MS);
         assert!(percent.is_some() || longest_ms > 1_000, "the control");
-        // At the cap, whatever arrives: 5 s, and what the outage's end brought.
-        assert!((4_500..=5_500).contains(&took_ms), "{took_ms}");
+        // At the cap, whatever arrives; or, with a share of one record, at one a look.
+        let should_ms = if percent == Some(1) { 10_000 } else { 5_000 };
+        assert!(took_ms.abs_diff(should_ms) <= 500, "{took_ms}");
     }
 }
 
@@ -110,7 +111,7 @@ fn what_a_run_left_goes_beside_what_is_sent_now() {
     let (longest_ms, took_ms) = drain(&mut m);
     println!("{recovered} recovered, drained in {took_ms} ms; a live one took {longest_ms} ms");
     assert!(longest_ms <= AT_ONCE_MS);
-    let stats = m.step(5);
+    let stats = m.run(20, 5);
     assert_eq!(stats.books.delivered, recovered + m.sent);
     assert_eq!((stats.books.dropped, stats.books.set_aside), (0, 0));
 }
@@ -120,20 +121,19 @@ fn a_second_outage_while_the_first_backlog_drains_loses_and_repeats_nothing() {
     let mut m = open(&MemoryStorage::new(), Some(50), 400);
     outage(&mut m, 1_000);
     m.sink.resume();
-    let mut stats = m.step(5);
     for round in 0..3 {
-        stats = m.send_in_steps(100);
+        m.send_in_steps(100);
         // The sink has live records and says nothing: they get old, and are journaled on their way.
         m.sink.hold_reports();
         m.send_in_steps(20);
         m.run(20, 5);
         m.sink.refuse();
         m.send_in_steps(50);
-        stats = m.run(20, 5);
+        let stats = m.run(20, 5);
         assert!(stats.books.in_wal > 500, "round {round}: {:?}", stats.books);
+        assert_eq!(stats.books.duplicates_possible, 0);
         m.sink.resume();
     }
-    assert_eq!(stats.books.duplicates_possible, 0);
     let (longest_ms, took_ms) = drain(&mut m);
     let late = overtaken(&m.delivered());
     println!("drained in {took_ms} ms, {} overtaken; {longest_ms} ms at most", late.len());
