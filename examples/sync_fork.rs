@@ -22,7 +22,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     // The second: the record is sent the same way, and a receipt comes back. Waiting for it has
     // the flusher send at once instead of at its next interval.
     let receipt = votes.record(b"yes").key(b"user-7").send_tracked()?;
-    receipt.wait(Level::Delivered, Duration::from_secs(2))?;
+    receipt.wait(Level::Delivered, Duration::from_secs(10))?;
     println!("delivered before the answer went out");
 
     // A wait that ends too early is no failure: the record is on its way, and sending it again
@@ -48,7 +48,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 
 /// What a handler says, by how its record ended.
 fn answer(receipt: &Receipt) -> Result<(), ReceiptError> {
-    match receipt.wait(Level::Delivered, Duration::from_secs(2)) {
+    match receipt.wait(Level::Delivered, Duration::from_secs(10)) {
         Ok(()) => println!("200: counted"),
         Err(ReceiptError::StillPending) => println!("202: taken, not confirmed yet"),
         Err(lost) => return Err(lost),

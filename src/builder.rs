@@ -469,6 +469,7 @@ mod tests {
         fn any_settings_are_taken_or_refused_by_name(
             sizes in prop::collection::vec(prop::option::weighted(0.3, size()), 13),
             times in prop::collection::vec(prop::option::weighted(0.3, time()), 6),
+            order in prop::option::weighted(0.3, any::<u8>()),
             peak in prop::option::weighted(0.3, (any::<u64>(), size())),
         ) {
             let mut b = Pipeline::builder().brokers("b:1").wal_dir("/d");
@@ -503,6 +504,9 @@ mod tests {
             }
             if let Some((records_per_s, bytes)) = peak {
                 b = b.expect_peak(records_per_s, bytes);
+            }
+            if let Some(percent) = order {
+                b = b.order(Order::LiveFirst).replay_share_percent(percent);
             }
             let shown = format!("{b:?}");
             match b.config.validate(true) {

@@ -11,7 +11,9 @@ use std::path::PathBuf;
 #[non_exhaustive]
 pub enum SendError {
     /// The lane has no room now: the sink and the log did not keep up with this thread's rate.
-    #[error("the lane is full: Kafka and the log don't keep up, or the lane is too small for this burst")]
+    #[error(
+        "the lane is full: Kafka and the log don't keep up, or the lane is too small for this burst"
+    )]
     Full = 1,
     /// The record is longer than `record_bytes_max`.
     #[error("the record is larger than record_bytes_max")]
@@ -26,7 +28,9 @@ pub enum SendError {
     #[error("this process was forked from the one that opened the pipeline; open a new one here")]
     Forked = 5,
     /// A header's name is empty, too long or holds a NUL byte, or there are too many headers.
-    #[error("a header's name is empty, longer than 1024 bytes or holds a NUL byte, or there are more than 16 headers")]
+    #[error(
+        "a header's name is empty, longer than 1024 bytes or holds a NUL byte, or there are more than 16 headers"
+    )]
     BadHeader = 6,
     /// An explicit partition below 0.
     #[error("the partition is negative")]

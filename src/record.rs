@@ -220,7 +220,12 @@ mod tests {
 
     #[test]
     fn malformed_headers_end_the_iteration() {
-        for bytes in [&[1u8][..], &[9, 0, 0, 0, 0, 0, b'a'], &[1, 0, 9, 0, 0, 0, b'a'], &[1, 0, 0, 0, 0, 0, 0xff]] {
+        for bytes in [
+            &[1u8][..],
+            &[9, 0, 0, 0, 0, 0, b'a'],
+            &[1, 0, 9, 0, 0, 0, b'a'],
+            &[1, 0, 0, 0, 0, 0, 0xff],
+        ] {
             assert_eq!(Headers::new(bytes).count(), 0);
         }
     }
@@ -228,7 +233,8 @@ mod tests {
     #[test]
     fn null_differs_from_empty() {
         let shape = Shape { headers_len: 0, key_len: Some(0), value_len: None };
-        let view = RecordView { topic: TopicId(0), partition: 0, timestamp_ms: 0, shape, body: &[] };
+        let view =
+            RecordView { topic: TopicId(0), partition: 0, timestamp_ms: 0, shape, body: &[] };
         assert_eq!(view.key(), Some(&b""[..]));
         assert_eq!(view.value(), None);
     }

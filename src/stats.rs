@@ -92,7 +92,8 @@ pub struct TopicStats {
 pub struct HeldTopic {
     /// The topic's name.
     pub topic: String,
-    /// The partition, where only that is held: it is silent while others are served.
+    /// The partition, where only that is held: it is silent while others are served, or Kafka doesn't
+    /// have it.
     pub partition: Option<i32>,
     /// Why: `topic_unavailable`, `topic_unauthorised`, ...
     pub reason: &'static str,

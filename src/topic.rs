@@ -153,7 +153,8 @@ impl<'a> Record<'a> {
         self
     }
 
-    /// Sets the partition, 0 or above. Without it the key decides, or the sink's turn.
+    /// Sets the partition, 0 or above. Without it the key decides, or the sink's turn. With a log, a
+    /// record of a partition that the topic doesn't have waits until it has it ([`Stats::held`](crate::Stats::held)).
     #[inline]
     pub fn partition(mut self, partition: i32) -> Self {
         // ANY_PARTITION is not for callers to name: a negative number is refused at the send.

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-const SOON: Duration = Duration::from_secs(20);
+const SOON: Duration = Duration::from_secs(120);
 const RECORD_BYTES: usize = 1_000;
 
 /// A filesystem of the test's own; gone when it is dropped, whatever happened.
@@ -150,12 +150,16 @@ impl Run {
         }
     }
 
-    /// Sends until nothing more is taken for a while.
+    /// Sends until nothing more is taken because the log takes nothing.
     fn send_until_refused(&mut self) {
         let topic = self.pipeline.topic("t").expect("a name");
-        while topic.record(&value(self.sent)).send_timeout(Duration::from_millis(700)).is_ok() {
-            self.sent += 1;
-        }
+        until(SOON, "the log is full", || {
+            while topic.record(&value(self.sent)).send_timeout(Duration::from_millis(700)).is_ok() {
+                self.sent += 1;
+            }
+            // Without that it was a slow disk, or a slow machine.
+            self.pipeline.stats().wal.is_some_and(|w| w.unavailable.is_some())
+        });
     }
 
     fn until(&self, what: &str, done: impl Fn(&Stats) -> bool) -> Stats {
@@ -294,9 +298,9 @@ fn an_outage_on_an_xfs_that_was_shut_down_leaves_records_in_memory() {
     run.until("all is in the log", |s| s.books.in_wal == 100);
     run.sink.resume();
     run.delivers_all("xfs");
-    // A sync of the segment in use goes by: its pages are clean then, and have to be asked for
-    // again. Stores into pages that wait for their sync would go on succeeding.
-    std::thread::sleep(Duration::from_millis(500));
+    // With a sync the pages of the segment in use are clean, and have to be asked for again.
+    // Stores into pages that wait for their sync would go on succeeding.
+    rustix::fs::syncfs(File::open(&disk.point).expect("opened")).expect("synced");
     disk.shut_down();
     run.sink.refuse();
     run.send(200);

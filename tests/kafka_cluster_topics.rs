@@ -5,7 +5,7 @@ mod scenes_common;
 
 use forebay::{Level, Topic};
 use forebay_testkit::{Cluster, heavy, say};
-use scenes_common::{Scene, common, left_out, play};
+use scenes_common::{Scene, common, left_out, play, still};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -18,7 +18,8 @@ fn too_few_replicas_in_sync() {
         stage.cluster.kill(2);
         stage.cluster.wait_for(stage.topic, |all| all.iter().all(|p| p.in_sync.len() == 2));
         stage.until_spilled();
-        let before = stage.cluster.log_bytes(1, stage.topic);
+        // The leaders learn it one after another.
+        let before = still(|| stage.cluster.log_bytes(1, stage.topic));
         stage.hold(Duration::from_secs(3));
         assert_eq!(stage.cluster.log_bytes(1, stage.topic), before, "it was appended");
         stage.cluster.restart(&[2]);

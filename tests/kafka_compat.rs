@@ -22,10 +22,10 @@ fn round(
     let builder = Pipeline::builder().brokers(kafka.brokers()).wal_dir(dir.path());
     let pipeline = set(builder).open().expect("it opens");
     let topic = pipeline.topic(topic_name).expect("a good name");
-    pipeline.ready(Duration::from_secs(30)).expect("the broker is there");
+    pipeline.ready(Duration::from_secs(90)).expect("the broker is there");
     send(&topic);
     common::flush(&pipeline);
-    let report = pipeline.close(Duration::from_secs(10)).expect("it closes");
+    let report = pipeline.close(Duration::from_secs(60)).expect("it closes");
     assert!(report.complete && report.stats.books.balanced(), "{report:?}");
     (report.stats, kafka.oracle().read(topic_name).expect("the topic is read"))
 }
@@ -105,7 +105,7 @@ fn a_megabyte_by_default_goes_through_the_log_too() {
     let pipeline = open(kafka.brokers());
     send(&pipeline.topic(&topic_name).unwrap(), 10..20);
     common::flush(&pipeline);
-    let report = pipeline.close(Duration::from_secs(10)).unwrap();
+    let report = pipeline.close(Duration::from_secs(60)).unwrap();
     assert_eq!((report.stats.books.recovered, report.stats.books.delivered), (10, 20));
     let records = kafka.oracle().read(&topic_name).unwrap();
     let values: Vec<_> = records.into_iter().filter_map(|r| r.value).collect();
@@ -208,14 +208,13 @@ fn times_survive_the_log_and_the_next_run() {
     let pipeline = open(kafka.brokers(), dir.path());
     let opened = common::unix_ms();
     common::flush(&pipeline);
-    pipeline.close(Duration::from_secs(10)).unwrap();
+    pipeline.close(Duration::from_secs(60)).unwrap();
     let records = kafka.oracle().read(&topic_name).unwrap();
     assert_eq!(records.len(), 1_001);
     for record in records {
         let allowed = match record.key.as_deref() {
             Some(b"own") => 1_500_000_000_123..=1_500_000_000_123,
-            // The clock of a send may be a tick behind.
-            _ => before - 12..=after,
+            _ => before..=after,
         };
         assert!(allowed.contains(&record.timestamp_ms), "{record:?}, replayed after {opened}");
     }
@@ -252,10 +251,12 @@ fn a_time_that_the_broker_refuses_is_set_aside() {
     assert!(books.reordered > 0, "nothing was sent again: {books:?}");
     // What was sent again is what it was: its time, too.
     let wanted: Vec<i64> = (0..21).filter(|n| *n != 10).collect();
-    let found: Vec<i64> = records.iter().map(|r| now - r.timestamp_ms).collect();
+    // Not in their order: they may have left in more than one request.
+    let mut found: Vec<i64> = records.iter().map(|r| now - r.timestamp_ms).collect();
+    found.sort_unstable();
     assert_eq!(found, wanted, "times");
-    for (record, n) in records.iter().zip(wanted) {
-        let text = n.to_string().into_bytes();
+    for record in &records {
+        let text = (now - record.timestamp_ms).to_string().into_bytes();
         assert_eq!(record.header("n"), Some(&*text), "{record:?}");
         assert_eq!((&record.key, &record.value), (&Some(b"k".to_vec()), &Some(text)));
     }

@@ -8,16 +8,16 @@ use forebay_testkit::{Kafka, heavy, private_dir, say};
 use kafka_common as common;
 use std::time::{Duration, Instant};
 
-/// The coarse clock of a send may be so far behind: a jiffy at 100 Hz, and the rounding.
-const CLOCK_SLACK_MS: i64 = 12;
-
 #[test]
 fn two_threads_every_kind_of_record() {
     let _heavy = heavy();
     let Some(kafka) = Kafka::shared() else { return };
     let topic_name = kafka.topic("healthy", common::PARTITIONS);
     let dir = private_dir();
-    let (pipeline, topic) = common::open(kafka.brokers(), dir.path(), &topic_name);
+    // A broker or a machine that stands still journals nothing with these settings: only a fault of
+    // ours does.
+    let (pipeline, topic) =
+        common::open_with(kafka.brokers(), dir.path(), &topic_name, common::patient);
 
     let start = Instant::now();
     let load = common::Load::start(&topic, 2, 100_000, 100_000);
@@ -28,7 +28,7 @@ fn two_threads_every_kind_of_record() {
     let stats = pipeline.stats();
     assert_eq!(stats.books.spilled, 0, "{stats:?}");
     assert!(stats.books.balanced(), "{stats:?}");
-    let report = pipeline.close(Duration::from_secs(10)).expect("it closes");
+    let report = pipeline.close(Duration::from_secs(60)).expect("it closes");
     let counts = common::counts(&sent);
     common::assert_all_delivered(&report, 200_000, 0);
 
@@ -40,19 +40,18 @@ fn two_threads_every_kind_of_record() {
         common::books_line(&report.stats)
     ));
     audit.assert_exact(&counts);
-    let mut furthest_ms = 0;
     for record in &records {
         common::assert_as_sent(record);
         let id = Id::of(record).unwrap();
         let (before, after) = sent[id.source as usize].times_ms[id.number as usize];
-        furthest_ms = furthest_ms.max(before - record.timestamp_ms);
         assert!(
-            (before - CLOCK_SLACK_MS..=after).contains(&record.timestamp_ms),
+            (before..=after).contains(&record.timestamp_ms),
             "{id:?} was sent between {before} and {after}, its timestamp is {}",
             record.timestamp_ms
         );
     }
-    say(&format!("healthy: timestamps are at most {furthest_ms} ms before their send"));
+    let lag_ms = sent.iter().map(|s| s.clock_lag_ms).max().unwrap_or(0);
+    say(&format!("healthy: the clock of the timestamps is at most {lag_ms} ms late"));
 }
 
 #[test]
@@ -67,7 +66,7 @@ fn a_tombstone_stands_between_its_key_s_values_and_a_time_of_one_s_own_is_kept()
     topic.record(b"").key(b"k").send().unwrap();
     topic.record(b"no key but an empty one").key(b"").send().unwrap();
     common::flush(&pipeline);
-    let report = pipeline.close(Duration::from_secs(10)).expect("it closes");
+    let report = pipeline.close(Duration::from_secs(60)).expect("it closes");
     common::assert_all_delivered(&report, 5, 0);
     let records = kafka.oracle().read(&topic_name).unwrap();
     let of_k: Vec<_> = records.iter().filter(|r| r.key.as_deref() == Some(b"k")).collect();
@@ -85,9 +84,9 @@ fn a_tracked_record_is_delivered_when_its_receipt_says_so() {
     let dir = private_dir();
     let (pipeline, topic) = common::open(kafka.brokers(), dir.path(), &topic_name);
     let receipt = topic.record(b"vote").send_tracked().expect("a receipt is free");
-    receipt.wait(forebay::Level::Delivered, Duration::from_secs(30)).expect("it is delivered");
+    receipt.wait(forebay::Level::Delivered, Duration::from_secs(90)).expect("it is delivered");
     assert_eq!(kafka.oracle().end_offsets(&topic_name).unwrap(), [1]);
-    let report = pipeline.close(Duration::from_secs(10)).expect("it closes");
+    let report = pipeline.close(Duration::from_secs(60)).expect("it closes");
     common::assert_all_delivered(&report, 1, 0);
 }
 
@@ -98,9 +97,9 @@ fn at_most_once_needs_no_directory() {
     let builder = forebay::Pipeline::builder().brokers(kafka.brokers()).at_most_once();
     let pipeline = builder.open().expect("it opens");
     let topic = pipeline.topic(&topic_name).expect("a good name");
-    pipeline.ready(Duration::from_secs(30)).expect("the broker is there");
+    pipeline.ready(Duration::from_secs(90)).expect("the broker is there");
     let sent = common::Load::start(&topic, 2, 50_000, 10_000).finish();
-    let report = pipeline.close(Duration::from_secs(30)).expect("it closes");
+    let report = pipeline.close(Duration::from_secs(90)).expect("it closes");
     let refused = sent.iter().map(|s| s.refused).sum();
     common::assert_all_delivered(&report, 20_000, refused);
     assert_eq!(report.stats.books.spilled, 0);

@@ -29,7 +29,7 @@ fn sum(stage: &Stage<'_>, what: impl Fn(&forebay_testkit::Proxy) -> u64) -> u64 
 
 fn is_open(address: Ipv4Addr, port: u16) -> bool {
     let at = SocketAddr::from((address, port));
-    TcpStream::connect_timeout(&at, Duration::from_secs(5)).is_ok()
+    TcpStream::connect_timeout(&at, Duration::from_secs(60)).is_ok()
 }
 
 /// Whether the first node's proxy is at this address; our own knock is counted when this returns.

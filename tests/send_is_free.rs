@@ -152,7 +152,7 @@ fn a_million_sends_allocate_nothing_and_fault_on_nothing() {
         // The kernel moves pages when it likes (compaction, huge pages), which is a fault that
         // nobody here made. What a send makes, it makes on every fresh pipeline.
         let mut faults_least = u64::MAX;
-        for _ in 0..3 {
+        for _ in 0..10 {
             let ((allocations, faults, refused), spilled) = on_a_thread(state, |sender| {
                 send(sender, 0, WARM_UP);
                 let mut refused = 0;

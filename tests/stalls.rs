@@ -161,7 +161,7 @@ fn a_closure_that_never_returns_is_named_and_the_others_go_on() {
     let dir = tempfile::tempdir().unwrap();
     let sink = MemorySink::new();
     let seen = sink.handle();
-    let window = Duration::from_millis(500);
+    let window = Duration::from_secs(1);
     let pipeline = in_dir(dir.path()).loss_window(window).sink(sink).open().unwrap();
     let pipeline = Arc::new(pipeline);
     let topic = pipeline.topic("t").unwrap();
@@ -184,13 +184,15 @@ fn a_closure_that_never_returns_is_named_and_the_others_go_on() {
         until(SOON, "a look is published", || pipeline.stats().looks > before);
         pipeline.stats().looks
     };
+    let exposed_before = pipeline.stats().exposed_count;
     let (looks, began) = (looks_now(), Instant::now());
     std::thread::sleep(2 * window);
     let per_s = (looks_now() - looks) as f64 / began.elapsed().as_secs_f64();
     assert!(per_s < 500.0, "{per_s} looks a second for a lane that stands");
-    // It is accepted by nobody yet: nothing is exposed, though the window is over twice.
+    // It is accepted by nobody yet: nothing is exposed, though the window is over twice. The
+    // others' records may have been, on a machine that stood still.
     let stats = pipeline.stats();
-    assert!(!stats.states.exposed && stats.exposed_count == 0, "{stats:?}");
+    assert!(!stats.states.exposed && stats.exposed_count == exposed_before, "{stats:?}");
 
     // Its own lane: what comes behind it leaves too, until the lane's room is used up.
     let (taken, full) =

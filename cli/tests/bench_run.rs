@@ -9,7 +9,7 @@ use std::time::Duration;
 fn bench(args: &[&str]) -> Ended {
     let mut command = Command::new(env!("CARGO_BIN_EXE_forebay"));
     command.arg("bench").args(args);
-    Running::start(command).expect("it starts").wait(Duration::from_secs(120))
+    Running::start(command).expect("it starts").wait(Duration::from_secs(200))
 }
 
 fn object(ended: &Ended) -> Value {

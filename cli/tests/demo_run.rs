@@ -40,7 +40,7 @@ fn demo(args: &[&str]) -> Ended {
     let mut command = Command::new(env!("CARGO_BIN_EXE_forebay"));
     command.arg("demo").args(args);
     let running = Running::start(command).expect("it starts");
-    running.wait(Duration::from_secs(60))
+    running.wait(Duration::from_secs(200))
 }
 
 fn short(args: &[&str]) -> Ended {
@@ -107,10 +107,17 @@ fn refused_connections_cost_nothing() {
 fn a_drill_costs_nothing() {
     let _heavy = heavy();
     let times = ["--seconds", "4", "--outage-after", "1", "--for", "1s"];
-    let ended = demo(&[&times[..], &["--rate", "5000", "--drill", "--json"]].concat());
-    let json = ended.json();
-    say(&format!("demo drill: {json}"));
-    // A machine that stands still may end the outage early, which is a fault of the run; not a loss.
+    // On a machine that stands still a drill may be refused, or ended before anything spilled.
+    let (mut ended, mut json, mut tries) = (None, Value::Null, 0);
+    while json["spilled"].as_u64().unwrap_or(0) == 0 && tries < 10 {
+        tries += 1;
+        let run = demo(&[&times[..], &["--rate", "5000", "--drill", "--json"]].concat());
+        json = run.json();
+        say(&format!("demo drill: {json}"));
+        ended = Some(run);
+    }
+    let ended = ended.expect("it ran");
+    // It may end the outage early, too, which is a fault of the run; not a loss.
     assert!(matches!(ended.code(), Some(0 | 1)), "{ended:?}");
     let of = |name| count(&json, name);
     assert_eq!(names(&json), FIELDS, "{json}");

@@ -14,7 +14,7 @@ use std::time::Duration;
 const LINES: u64 = 5_000;
 /// Where the damage is done.
 const VICTIM: u64 = 3_000;
-const LIMIT: Duration = Duration::from_secs(30);
+const LIMIT: Duration = Duration::from_secs(120);
 
 /// Fills a log without Kafka.
 fn fill(topic: &str, dir: &Path) {
@@ -24,7 +24,7 @@ fn fill(topic: &str, dir: &Path) {
     let mut running = Running::start(command).unwrap();
     let input = LogLines::new(5, 0, 0).take(LINES as usize);
     assert_eq!(Feeder::start(running.take_stdin(), input, 100_000).finish().lines(), LINES);
-    std::thread::sleep(Duration::from_millis(500));
+    common::until_in_log(dir, LINES);
     running.terminate();
     let ended = running.wait(LIMIT);
     assert_eq!(common::count(&common::closing(&ended), "in_wal"), LINES);
@@ -54,7 +54,7 @@ fn deliver_damaged(name: &str, damage: impl FnOnce(&Path, u64)) -> Option<Audit>
     let ended = common::run(
         common::pipe(kafka.brokers(), &topic, dir.path()),
         b"new input all the same\n",
-        Duration::from_secs(60),
+        LIMIT,
     );
     let json = common::closing(&ended);
     let records = kafka.oracle().read(&topic).unwrap();

@@ -14,6 +14,9 @@ use forebay_testkit::process::Running;
 use forebay_testkit::{Consumed, Kafka, KafkaOptions, Random, heavy, private_dir, say, seed};
 use pipe_common as common;
 use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 /// Slow, and the loss window decides when a line is journaled; fast, and the lane's room does.
@@ -24,12 +27,63 @@ const LOSS_WINDOW: Duration = Duration::from_secs(1);
 /// acknowledged since the checkpoint was stored (every 10 ms; a second of it is allowed here).
 const IN_FLIGHT_MAX_RECORDS: u64 = 131_072;
 
+/// More often than this no look of the flusher goes to sleep: it may wait for the disk, too.
+const SWITCHES_PER_LOOK: u64 = 8;
+
+/// Notes all the time how often the flusher of a process has gone to sleep. So it is known when a
+/// look began that has ended, whatever the machine did to the process meanwhile: the loss window
+/// holds while the flusher is let run.
+struct Pulse {
+    stop: Arc<AtomicBool>,
+    thread: JoinHandle<Vec<(Instant, u64)>>,
+}
+
+impl Pulse {
+    fn start(process: u32) -> Pulse {
+        let stop = Arc::new(AtomicBool::new(false));
+        let flag = stop.clone();
+        let thread = std::thread::spawn(move || {
+            let mut noted = Vec::new();
+            while !flag.load(Ordering::Relaxed) {
+                // Before the look at it: it hadn't gone to sleep more often by then.
+                let at = Instant::now();
+                if let Some(switches) = flusher_switches(process) {
+                    noted.push((at, switches));
+                }
+                sleep_ms(2);
+            }
+            noted
+        });
+        Pulse { stop, thread }
+    }
+
+    /// When at the latest a look began that has ended.
+    fn stop(self) -> Option<Instant> {
+        self.stop.store(true, Ordering::Relaxed);
+        let noted = self.thread.join().expect("the notes");
+        let (_, last) = *noted.last()?;
+        let began = noted.iter().rfind(|(_, n)| n + SWITCHES_PER_LOOK <= last);
+        began.map(|(at, _)| *at)
+    }
+}
+
+/// How often the flusher of a process has gone to sleep.
+fn flusher_switches(process: u32) -> Option<u64> {
+    let tasks = std::fs::read_dir(format!("/proc/{process}/task")).ok()?.flatten();
+    let status = tasks
+        .filter_map(|task| std::fs::read_to_string(task.path().join("status")).ok())
+        .find(|status| status.starts_with("Name:\tforebay-flusher\n"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"))?;
+    line.trim().parse().ok()
+}
+
 /// What one process took before it was killed.
 #[derive(Debug)]
 struct Round {
     /// The number of its first line.
     first: u64,
-    /// Lines below this number were accepted more than the loss window before the kill.
+    /// Lines below this number were accepted more than the loss window before the last look that
+    /// is known to have ended before the kill.
     safe: u64,
     /// Lines below this number were surely accepted when it was killed.
     accepted: u64,
@@ -59,10 +113,12 @@ fn kill_rounds(pause: bool) {
     let mut random = Random::new(seed);
     let mut rounds: Vec<Round> = Vec::new();
     let mut bytes = 0;
+    let mut worst_late = Duration::ZERO;
     for round in 0..count {
         let first = rounds.last().map_or(0, |r| r.end);
         let mut running =
             Running::start(common::pipe(kafka.brokers(), &topic, dir.path())).unwrap();
+        let pulse = Pulse::start(running.id());
         let feeder = Feeder::start(
             running.take_stdin(),
             LogLines::new(seed, 0, first),
@@ -77,16 +133,20 @@ fn kill_rounds(pause: bool) {
         }
         sleep_ms(random.within(300, 4000));
         assert!(!running.has_ended(), "it ended by itself: {:?}", running.wait(LOSS_WINDOW));
+        // Until it is killed: it may go on after the last note, which is all the better.
+        let looked = pulse.stop();
         let killed = Instant::now();
         running.kill();
-        let ended = running.wait(Duration::from_secs(10));
+        let ended = running.wait(Duration::from_secs(60));
         assert_eq!(ended.code(), None, "{ended:?}");
         let fed = feeder.stop();
         bytes += fed.bytes();
-        let before = killed.checked_sub(LOSS_WINDOW).expect("the clock is older than that");
+        let late = looked.map_or(Duration::ZERO, |at| killed - at);
+        worst_late = worst_late.max(late);
+        let before = looked.and_then(|at| at.checked_sub(LOSS_WINDOW));
         rounds.push(Round {
             first,
-            safe: first + fed.accepted_at(before),
+            safe: first + before.map_or(0, |before| fed.accepted_at(before)),
             accepted: first + fed.accepted_at(killed),
             end: first + fed.lines(),
         });
@@ -110,7 +170,7 @@ fn kill_rounds(pause: bool) {
     let bound = rounds.len() as u64 * (IN_FLIGHT_MAX_RECORDS + LINES_PER_S[1]);
     say(&format!(
         "killed (paused: {pause}): {} lines, {:.1} MB, {} rounds; {} accepted over a second before \
-         their kill, lost of these {}; lost in the last second {in_window}; in the topic {}, \
+         the last look (at most {worst_late:.0?} before the kill), lost of these {}; lost in the last second {in_window}; in the topic {}, \
          duplicates {} (bound {bound}), disorder {}, late survivors {}, holes {holes}, split keys {}; \
          last run: {}",
         rounds.last().map_or(0, |r| r.end),

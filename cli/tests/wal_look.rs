@@ -9,7 +9,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-const LIMIT: Duration = Duration::from_secs(30);
+const LIMIT: Duration = Duration::from_secs(120);
 
 fn forebay(args: &[&str], dir: &Path) -> Ended {
     let mut command = Command::new(env!("CARGO_BIN_EXE_forebay"));

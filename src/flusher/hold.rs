@@ -23,6 +23,7 @@
 use super::{Flusher, Parked};
 use crate::record::{ANY_PARTITION, LogPosition, Lsn, TopicId};
 use crate::report::{Opaque, Reason, TOPIC_REASONS};
+use crate::sink::PARTITION_STALLED;
 use crate::stats::HeldTopic;
 use crate::topics::TopicTable;
 use crate::wal::{AsideItem, AsideReader, TopicBooks, Wal};
@@ -64,12 +65,6 @@ impl Key {
 
     pub(super) fn partition(self) -> Option<i32> {
         (self.partition != ANY_PARTITION).then_some(self.partition)
-    }
-
-    /// Whether a record may be a matter of both.
-    fn meets(self, other: Key) -> bool {
-        let either_whole = self.partition().is_none() || other.partition().is_none();
-        self.topic == other.topic && (either_whole || self.partition == other.partition)
     }
 }
 
@@ -216,6 +211,13 @@ impl Hold {
         self.move_mark();
     }
 
+    /// Those of its records on their way that others wait for. What is held again doesn't count: a
+    /// partition that is silent holds up nobody's way back.
+    fn on_the_way(&self) -> usize {
+        let flows = matches!(self.phase, Phase::Draining | Phase::Flowing);
+        if flows { self.handed } else { 0 }
+    }
+
     /// Nothing more is handed over before `probe_at_ns`.
     fn fall_back(&mut self, probe_at_ns: u64) {
         match &mut self.phase {
@@ -299,7 +301,7 @@ impl Holds {
         mut found: impl FnMut(TopicId, &'static str),
     ) -> Holds {
         let mut names = TOPIC_REASONS.to_vec();
-        names.push(partitions::STALLED);
+        names.push(PARTITION_STALLED);
         let mut holds = Holds { marks, window, names, ..Holds::default() };
         let Some(wal) = wal else { return holds };
         let mut reader = wal.aside_reader(0);
@@ -352,14 +354,6 @@ impl Holds {
         !self.tickets.is_empty()
     }
 
-    /// What is redriven of all others. What is held again doesn't count: a partition that is silent
-    /// holds up nobody's way back.
-    fn on_the_way_but(&self, key: Key) -> usize {
-        let flows = |h: &Hold| matches!(h.phase, Phase::Draining | Phase::Flowing);
-        let others = self.all.iter().filter(|(other, h)| **other != key && flows(h));
-        others.map(|(_, h)| h.handed).sum()
-    }
-
     /// What is held.
     pub(super) fn held(&self) -> impl Iterator<Item = Key> + '_ {
         self.all.keys().copied()
@@ -369,19 +363,34 @@ impl Holds {
         self.marks.get(&key).copied().unwrap_or_default()
     }
 
+    /// What of this topic is held.
+    fn of_topic(&self, topic: TopicId) -> impl Iterator<Item = (&Key, &Hold)> {
+        self.all.range(Key::whole(topic)..=Key { topic, partition: i32::MAX })
+    }
+
     /// Whether a record that goes to `partition` is held back.
     pub(super) fn keeps(&self, topic: TopicId, partition: Option<i32>) -> bool {
-        let key = Key::of(topic, partition);
-        let is_its_own =
-            |other: &Key| other.topic == topic && (other.partition().is_none() || *other == key);
-        self.all.iter().any(|(other, h)| is_its_own(other) && h.phase != Phase::Flowing)
+        let keeps = |key| self.all.get(&key).is_some_and(|h| h.phase != Phase::Flowing);
+        keeps(Key::whole(topic)) || keeps(Key::of(topic, partition))
+    }
+
+    /// The hold of the record's partition, when newer ones wait there: it goes before them, also if
+    /// the whole topic is refused by now.
+    fn older_of(&mut self, topic: TopicId, partition: Option<i32>, lsn: Lsn) -> Option<&mut Hold> {
+        let holds_newer = |h: &&mut Hold| h.phase != Phase::Flowing && lsn <= h.newest();
+        let whole = self.all.get_mut(&Key::whole(topic)).filter(holds_newer).map(|h| h.number);
+        let own = self.all.get_mut(&Key::of(topic, Some(partition?))).filter(holds_newer)?;
+        whole.is_none_or(|number| own.number < number).then_some(own)
     }
 
     /// Whether what was held before this, and what may hold older records of it, isn't through yet.
     fn waits_for_older(&self, key: Key) -> bool {
         let Some(hold) = self.all.get(&key) else { return false };
         let goes_first = |h: &Hold| h.number < hold.number && h.phase != Phase::Flowing;
-        self.all.iter().any(|(other, h)| other.meets(key) && goes_first(h))
+        if key.partition().is_some() {
+            return self.all.get(&Key::whole(key.topic)).is_some_and(goes_first);
+        }
+        self.of_topic(key.topic).any(|(_, h)| goes_first(h))
     }
 
     /// A dead letter lies in this segment: nobody but its owner removes it.
@@ -436,9 +445,15 @@ impl Flusher {
     ) {
         let unix_ms = self.clock.unix_ms();
         let name = self.name(topic);
+        let partition = self.seq.partition_of(opaque);
         let (holds, key) = (&mut self.holds, Key::whole(topic));
         if !holds.names.contains(&reason.name) {
             holds.names.push(reason.name);
+        }
+        if let Some(hold) = holds.older_of(topic, partition, lsn) {
+            hold.queue.insert(lsn, Queued { opaque, reason, in_flight: false });
+            self.changed = true;
+            return;
         }
         let mark = holds.mark_of(key);
         let hold = holds.begin(key, || {
@@ -461,24 +476,21 @@ impl Flusher {
         lsn: Lsn,
         opaque: Opaque,
     ) -> bool {
-        let key = Key::of(topic, partition);
-        // A record of before belongs to the first that may hold newer ones, a new one to the last.
-        let mut last: Option<&mut Hold> = None;
-        for (other, hold) in &mut self.holds.all {
-            let is_its_own = other.topic == topic && (other.partition().is_none() || *other == key);
-            if !is_its_own || hold.phase == Phase::Flowing {
-                continue;
+        let holds = |key: Key| self.holds.all.get(&key).filter(|h| h.phase != Phase::Flowing);
+        let (whole, own) = (Key::whole(topic), Key::of(topic, partition));
+        let key = match (holds(whole), holds(own).filter(|_| own != whole)) {
+            (None, None) => return false,
+            (Some(_), None) => whole,
+            (None, Some(_)) => own,
+            // A record of before belongs to the first that may hold newer ones, a new one to the
+            // last.
+            (Some(w), Some(o)) => {
+                let (older, first, last) =
+                    if w.number < o.number { (w, whole, own) } else { (o, own, whole) };
+                if lsn <= older.newest() { first } else { last }
             }
-            last = Some(match last {
-                Some(before) => {
-                    let (older, newer) =
-                        if before.number < hold.number { (before, hold) } else { (hold, before) };
-                    if lsn <= older.newest() { older } else { newer }
-                }
-                None => hold,
-            });
-        }
-        let Some(hold) = last else { return false };
+        };
+        let Some(hold) = self.holds.all.get_mut(&key) else { return false };
         hold.queue.insert(lsn, Queued { opaque, reason: hold.reason, in_flight: false });
         self.seq.park(opaque);
         self.changed = true;

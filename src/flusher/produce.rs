@@ -270,8 +270,13 @@ impl Flusher {
                 Offer::Taken
             }
             Err(ProduceError::Busy) => Offer::Stop,
-            Err(ProduceError::Stalled { partition }) => {
-                self.stalled(now_ns, topic, partition, opaque);
+            Err(ProduceError::Stalled { partition, reason }) => {
+                if !self.stalled(now_ns, topic, partition, reason, opaque) {
+                    // A topic has no so many partitions: what asks for them is wrong.
+                    let scope = Scope::Record;
+                    let outcome = Outcome::Failed { scope, reason, possibly_persisted: false };
+                    self.report(now_ns, opaque, outcome);
+                }
                 Offer::Skip
             }
             Err(ProduceError::Rejected { scope, reason }) => {

@@ -102,8 +102,10 @@ impl Flusher {
 
     pub(super) fn oldest_unsafe_ns(&mut self) -> Option<u64> {
         let mut oldest = self.seq.oldest_unsafe_ns();
-        for lane in &mut self.lanes {
-            if let Some(t) = lane.oldest_ns() {
+        for i in 0..self.lanes.len() {
+            // What this look has popped, and journaled, is in the lane no longer.
+            self.look_again(i);
+            if let Some(t) = self.lanes[i].oldest_ns() {
                 oldest = Some(oldest.map_or(t, |o| o.min(t)));
             }
         }

@@ -8,7 +8,7 @@ use super::books::Books;
 use super::inflight::{InFlight, Line, NO_SLOT, State};
 use super::live::Live;
 use super::words::{Backlog, End, Finished, Journal, Limits, Next, Popped, Source, Verdict};
-use crate::record::{LogPosition, Lsn, TopicId};
+use crate::record::{ANY_PARTITION, LogPosition, Lsn, TopicId};
 use crate::report::{Opaque, Outcome, Scope};
 use std::collections::VecDeque;
 
@@ -371,6 +371,13 @@ impl<F: Copy> Sequence<F> {
     pub fn source_of(&self, opaque: Opaque) -> Option<(Lsn, Source<F>)> {
         let slot = self.in_flight.find(opaque)?;
         Some((self.in_flight.get(slot)?.lsn, self.source(slot)?))
+    }
+
+    /// Where the sink put the record when it took it last.
+    #[must_use]
+    pub fn partition_of(&self, opaque: Opaque) -> Option<i32> {
+        let partition = self.in_flight.get(self.in_flight.find(opaque)?)?.partition;
+        (partition != ANY_PARTITION).then_some(partition)
     }
 
     /// Carries out a verdict that was parked, or gives a record up.

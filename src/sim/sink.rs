@@ -5,7 +5,7 @@ use super::checker::{Checker, Id, Violation};
 use super::rng::Rng;
 use crate::record::{ANY_PARTITION, Header, RecordView};
 use crate::report::{Opaque, Outcome, Reason, Report, Scope};
-use crate::sink::{ProduceError, Sink, SinkState};
+use crate::sink::{PARTITION_STALLED, ProduceError, Sink, SinkState};
 use parking_lot::Mutex;
 use std::sync::Arc;
 
@@ -165,7 +165,9 @@ impl Sink for SimSink {
             return Err(ProduceError::Fatal(Reason { name: "fatal", code: 3 }));
         }
         if o.is_stalled(expected.partition) {
-            return Err(ProduceError::Stalled { partition: expected.partition_in_topic() });
+            let reason = Reason { name: PARTITION_STALLED, code: 0 };
+            let partition = expected.partition_in_topic();
+            return Err(ProduceError::Stalled { partition, reason });
         }
         if o.stalled[expected.partition] && o.brokers.queue_len(expected.partition) > 1 {
             return Err(ProduceError::Busy);

@@ -23,6 +23,11 @@ pub(crate) mod kafka;
 #[cfg(any(feature = "embedded", all(test, feature = "kafka")))]
 pub mod embedded;
 
+/// Why the records of a silent partition are held.
+pub const PARTITION_STALLED: &str = "partition_stalled";
+/// Why the records of a partition are held that Kafka doesn't have.
+pub const UNKNOWN_PARTITION: &str = "unknown_partition";
+
 /// Why a sink did not take a record. The record was not handed over.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum ProduceError {
@@ -30,10 +35,12 @@ pub enum ProduceError {
     /// Offer the same record again at a later look.
     Busy,
     /// Not this record, nor any other that must go to its partition: the partition has been silent
-    /// for long, while others are served. Go on with records of others.
+    /// for long while others are served, or Kafka doesn't have it. Go on with records of others.
     Stalled {
         /// The partition.
         partition: i32,
+        /// Why: [`PARTITION_STALLED`], or [`UNKNOWN_PARTITION`].
+        reason: Reason,
     },
     /// This record will never be taken (scope record or topic).
     Rejected {

@@ -307,13 +307,7 @@ impl AppendFile for MappedFile {
         self.map.commit_at(offset, word)
     }
 
-    fn store_frame(
-        &mut self,
-        offset: u64,
-        word: u64,
-        head: &[u8],
-        body: &[u8],
-    ) -> io::Result<()> {
+    fn store_frame(&mut self, offset: u64, word: u64, head: &[u8], body: &[u8]) -> io::Result<()> {
         self.map.store_frame(offset, word, head, body)
     }
 

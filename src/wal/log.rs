@@ -4,8 +4,8 @@
 use super::cursor::Cursor;
 use super::format::{FRAME_HEADER_BYTES, SegmentHeader, SegmentKind, SetAsideNote};
 use super::reader::SegmentInfo;
-use super::segment::{SegmentError, SegmentWriter};
 use super::replayed::Replayed;
+use super::segment::{SegmentError, SegmentWriter};
 use super::shared::{Common, Known, Retired};
 use super::storage::Storage;
 use super::types::{AppendError, Oldest, is_full};

@@ -14,8 +14,8 @@ mod disk;
 #[cfg(test)]
 mod tests;
 
-use crate::chance::splitmix64;
 use super::storage::{AppendFile, Storage, StorageFile};
+use crate::chance::splitmix64;
 use disk::{Disk, MemoryFile, NameOp, WHOLE};
 use parking_lot::Mutex;
 use std::io;

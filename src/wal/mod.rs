@@ -52,9 +52,7 @@ pub use aside::{AsideItem, AsideReader, AsideRecord};
 pub use checkpoint::{CheckpointData, Manifest, Slot, TopicBooks};
 pub use file_storage::FileStorage;
 pub use findings::{Finding, Verification, Weight};
-pub use format::{
-    FrameHeader, FrameKind, HeaderVerdict, SegmentHeader, SegmentKind, SetAsideNote,
-};
+pub use format::{FrameHeader, FrameKind, HeaderVerdict, SegmentHeader, SegmentKind, SetAsideNote};
 pub use inspect::{FrameWalk, Inspected, SegmentSummary, inspect, inspect_checkpoint};
 pub use keeper::{StepReport, WalKeeper};
 pub use log::{Wal, WalStats};
@@ -65,11 +63,11 @@ pub use repair::{Repaired, plan, repair};
 pub use replayed::Replayed;
 pub use seal::{Locator, Seal};
 pub use storage::{AppendFile, Storage, StorageFile, Window};
-pub use verdict::Met;
 pub use types::{
-    AppendError, DamageReport, LogRecord, Oldest, ReadError, ReadItem, Recovery, SaltSource, WalOptions,
-    random_salts,
+    AppendError, DamageReport, LogRecord, Oldest, ReadError, ReadItem, Recovery, SaltSource,
+    WalOptions, random_salts,
 };
+pub use verdict::Met;
 pub use verify::{bytes_to_verify, verify};
 
 use format::segment_name;

@@ -130,4 +130,3 @@ impl Locator {
         (holds && in_bounds).then_some(locator)
     }
 }
-

@@ -5,7 +5,10 @@
 //! even that fails, the segment is broken and takes no more.
 
 use super::encode::FrameEncoder;
-use super::format::{FRAME_HEADER_BYTES, FrameHeader, FrameKind, HEADER_AREA_BYTES, HEADER_AT, SegmentHeader, SetAsideNote, TOPICS_PER_SEGMENT_MAX, pad8};
+use super::format::{
+    FRAME_HEADER_BYTES, FrameHeader, FrameKind, HEADER_AREA_BYTES, HEADER_AT, SegmentHeader,
+    SetAsideNote, TOPICS_PER_SEGMENT_MAX, pad8,
+};
 use super::seal::{LOCATOR_AT, Locator, SEAL_FIXED_BYTES, SEAL_ROW_BYTES, Seal};
 use super::storage::AppendFile;
 use crate::record::{Lsn, RecordView, TopicId};

@@ -99,13 +99,7 @@ pub trait AppendFile: Send {
     /// Stores a frame at `offset`: `head` and then `body` behind the 8 bytes of its commit word,
     /// then `word`. Files that can do it at once override it; what is in the file in the end is
     /// the same.
-    fn store_frame(
-        &mut self,
-        offset: u64,
-        word: u64,
-        head: &[u8],
-        body: &[u8],
-    ) -> io::Result<()> {
+    fn store_frame(&mut self, offset: u64, word: u64, head: &[u8], body: &[u8]) -> io::Result<()> {
         // In pieces, so that a simulator can fail or stop between any two of them.
         let mut to = offset + 8;
         let (header, prefix) = head.split_at(head.len().min(FRAME_HEADER_BYTES - 8));

@@ -49,10 +49,7 @@ impl Window for ReadWindow {
     fn bytes(&self) -> &[u8] {
         // SAFETY: in the mapping and alive by W1, never changed while it is by W2.
         unsafe {
-            std::slice::from_raw_parts(
-                self.map.as_ptr().add(self.skip),
-                self.map.len() - self.skip,
-            )
+            std::slice::from_raw_parts(self.map.as_ptr().add(self.skip), self.map.len() - self.skip)
         }
     }
 

@@ -3,14 +3,15 @@
 // Each test file uses its own part of this.
 #![allow(dead_code)]
 
-use forebay::{CloseReport, Pipeline, Stats, Topic};
+use forebay::{Builder, CloseReport, Pipeline, Stats, Topic};
 use forebay_testkit::audit::{Id, Stream};
 use forebay_testkit::{Consumed, Kafka, process};
+use rustix::time::{ClockId, clock_gettime};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 /// Partitions of the topics here.
 pub const PARTITIONS: u32 = 3;
@@ -19,11 +20,40 @@ const VALUE_BYTES: usize = 100;
 /// Different keys of one thread.
 const KEYS: u64 = 500;
 
+/// Longer than any machine stands still: what is only late is not journaled by age.
+const NEVER: Duration = Duration::from_secs(600);
+/// Most that a load makes up for: a machine that stood still doesn't send at once what it owes.
+const ARREARS: Duration = Duration::from_millis(100);
+
+/// Lanes that hold many seconds of the loads here: a machine that stands still for a while makes
+/// none of them full.
+pub fn roomy(builder: Builder) -> Builder {
+    builder.lanes(2).lane_bytes(32 << 20).lane_slots(1 << 18)
+}
+
+/// For a test that asserts that nothing was journaled: what is late is not, and half a lane holds
+/// 200,000 records of [`send`] that nobody answers.
+pub fn patient(builder: Builder) -> Builder {
+    let builder = builder.lanes(2).lane_bytes(64 << 20).lane_slots(1 << 19);
+    builder.loss_window(NEVER).flush_interval(Duration::from_millis(500))
+}
+
 /// Opens a pipeline on `dir` and waits until it knows the topic.
 pub fn open(brokers: &str, dir: &Path, topic: &str) -> (Pipeline, Topic) {
-    let pipeline = Pipeline::builder().brokers(brokers).wal_dir(dir).open().expect("it opens");
+    open_with(brokers, dir, topic, |builder| builder)
+}
+
+/// The same with more settings.
+pub fn open_with(
+    brokers: &str,
+    dir: &Path,
+    topic: &str,
+    set: impl FnOnce(Builder) -> Builder,
+) -> (Pipeline, Topic) {
+    let builder = Pipeline::builder().brokers(brokers).wal_dir(dir);
+    let pipeline = set(builder).open().expect("it opens");
     let topic = pipeline.topic(topic).expect("a good name");
-    pipeline.ready(Duration::from_secs(30)).expect("the broker is there");
+    pipeline.ready(Duration::from_secs(90)).expect("the broker is there");
     (pipeline, topic)
 }
 
@@ -134,13 +164,21 @@ pub struct Sent {
     pub records: u64,
     /// Refusals met on the way.
     pub refused: u64,
-    /// When each record was sent: milliseconds since 1970, before and after the call.
+    /// When each record was sent, by [`unix_ms`] before and after the call.
     pub times_ms: Vec<(i64, i64)>,
+    /// The most milliseconds that this clock was seen behind the exact one.
+    pub clock_lag_ms: i64,
 }
 
-/// Milliseconds since 1970.
+fn clock_ms(clock: ClockId) -> i64 {
+    let now = clock_gettime(clock);
+    now.tv_sec * 1_000 + now.tv_nsec / 1_000_000
+}
+
+/// Milliseconds since 1970, by the clock that records are stamped with: it moves at ticks, which
+/// a virtual machine may get late, and never back.
 pub fn unix_ms() -> i64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as i64)
+    clock_ms(ClockId::RealtimeCoarse)
 }
 
 impl Load {
@@ -171,14 +209,18 @@ impl Load {
 
 fn pace(topic: &Topic, source: u32, rate: u64, limit: u64, stop: &AtomicBool) -> Sent {
     let mut sent = Sent::default();
-    let start = Instant::now();
+    let mut start = Instant::now();
     while sent.records < limit && !stop.load(Ordering::Relaxed) {
-        let due = start.elapsed().as_micros() as u64 * rate / 1_000_000;
-        if sent.records >= due.min(limit) {
+        let due_at = Duration::from_micros(sent.records * 1_000_000 / rate);
+        let late = start.elapsed().checked_sub(due_at);
+        let Some(late) = late.filter(|late| !late.is_zero()) else {
             std::thread::sleep(Duration::from_millis(1));
             continue;
-        }
+        };
+        start += late.saturating_sub(ARREARS);
         let before = unix_ms();
+        let lag_ms = clock_ms(ClockId::Realtime) - unix_ms();
+        sent.clock_lag_ms = sent.clock_lag_ms.max(lag_ms);
         if send(topic, Id { source, number: sent.records }) {
             sent.times_ms.push((before, unix_ms()));
             sent.records += 1;

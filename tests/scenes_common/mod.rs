@@ -151,11 +151,18 @@ impl Stage<'_> {
 }
 
 /// Waits until a figure stands: what was on its way when the fault began is through. Gives it.
+///
+/// It stands when it did for a second in which this process ran: of a step that took longer, since
+/// the machine stood still, no more than the step counts.
 pub fn still(what: impl Fn() -> u64) -> u64 {
-    let mut last = what();
-    until(Duration::from_secs(60), "nothing goes on", || {
-        std::thread::sleep(Duration::from_secs(1));
-        std::mem::replace(&mut last, what()) == last
+    const STEP: Duration = Duration::from_millis(10);
+    let (mut last, mut stood) = (what(), 0);
+    until(Duration::from_secs(120), "nothing goes on", || {
+        std::thread::sleep(STEP);
+        let now = what();
+        stood = if now == last { stood + 1 } else { 0 };
+        last = now;
+        stood == 100
     });
     last
 }
@@ -215,11 +222,11 @@ pub fn play(
     let brokers = if scene.proxied { cluster.proxied() } else { cluster.brokers() };
     let dir = private_dir();
     let span = scene.span.unwrap_or(IN_FLIGHT_MAX);
-    let builder = Pipeline::builder().brokers(brokers).wal_dir(dir.path());
+    let builder = common::roomy(Pipeline::builder().brokers(brokers).wal_dir(dir.path()));
     let builder = builder.in_flight_max_records(span as usize);
     let pipeline = builder.open().expect("it opens");
     let topic = pipeline.topic(&topic_name).expect("a good name");
-    pipeline.ready(Duration::from_secs(60)).expect("the brokers are there");
+    pipeline.ready(Duration::from_secs(120)).expect("the brokers are there");
     topic.record(b"").key(EXTRA).partition(0).send().expect("there is room");
     common::flush(&pipeline);
 
@@ -250,7 +257,7 @@ pub fn play(
     let start = Instant::now();
     common::flush(&pipeline);
     let drain = start.elapsed();
-    let report = pipeline.close(Duration::from_secs(10)).expect("it closes");
+    let report = pipeline.close(Duration::from_secs(60)).expect("it closes");
 
     let counts = common::counts(&sent);
     let mut records = cluster.oracle().read(&topic_name).expect("the topic is read");

@@ -47,7 +47,7 @@ pub fn child(args: &Args, child: Child) -> Result<ExitCode, Box<dyn Error>> {
     let pipeline = args.builder(brokers).wal_dir(dir).open()?;
     let topic = pipeline.topic(topic)?;
     if child.generation == 0 {
-        pipeline.ready(Duration::from_secs(10))?;
+        pipeline.ready(Duration::from_secs(30))?;
     }
     println(format_args!("open {}", pipeline.stats().books.recovered))?;
     let senders = Senders::start(args, &pipeline, &topic, child.run, child.generation)?;
@@ -65,7 +65,8 @@ pub fn child(args: &Args, child: Child) -> Result<ExitCode, Box<dyn Error>> {
         let accepted: Vec<u64> = shared.accepted().collect();
         let at = shared_clock_ns();
         let cpu = Mark::now().cpu.as_nanos();
-        let _ = write!(line, " {at} {cpu} {} {}", b.delivered, b.in_wal);
+        let (looks, unsafe_ms) = (stats.looks, stats.oldest_unsafe_ms);
+        let _ = write!(line, " {at} {cpu} {} {} {looks} {unsafe_ms}", b.delivered, b.in_wal);
         for n in accepted {
             let _ = write!(line, " {n}");
         }
@@ -116,6 +117,11 @@ struct Told {
     cpu_ns: u64,
     delivered: u64,
     in_wal: u64,
+    /// The flusher's looks so far.
+    looks: u64,
+    /// How old, at the last one, the oldest record was that was neither delivered nor in the log.
+    unsafe_ms: u64,
+    /// By source; got by the time above, of the figures above or newer.
     accepted: Vec<u64>,
 }
 
@@ -124,8 +130,20 @@ impl Told {
         let mut numbers = words.split(' ').map(|n| n.parse::<u64>().ok());
         let mut next = || numbers.next().flatten();
         let (at_ns, cpu_ns, delivered, in_wal) = (next()?, next()?, next()?, next()?);
+        let (looks, unsafe_ms) = (next()?, next()?);
         let accepted = numbers.collect::<Option<Vec<u64>>>()?;
-        Some(Told { at_ns, cpu_ns, delivered, in_wal, accepted })
+        Some(Told { at_ns, cpu_ns, delivered, in_wal, looks, unsafe_ms, accepted })
+    }
+
+    /// When at the latest the look began of which the last of `told` has the figures.
+    ///
+    /// It began after the figures of the look before it were there; so after whoever was told of
+    /// still older ones had got them, and after all that was told earlier.
+    fn look_began_ns(told: &[Told]) -> Option<u64> {
+        let last = told.last()?.looks;
+        let before = told.iter().map(|t| t.looks).rfind(|looks| *looks < last)?;
+        let older = told.iter().rposition(|t| t.looks < before)?;
+        Some(told[older.checked_sub(1)?].at_ns)
     }
 }
 
@@ -238,10 +256,13 @@ struct Cost {
 
 impl Cost {
     /// Judges the first process's records, of which it said `told` and which was killed at
-    /// `killed_ns`.
+    /// `killed_ns`. The window is counted back from its last look that is known to have ended: a
+    /// machine that stood still before the kill is no loss of the pipeline's. And when it said by
+    /// itself that records were older than the window, from so much earlier.
     fn new(told: &[Told], killed_ns: u64, window_ms: u64, arrived: &Oracle) -> Cost {
-        let window_ns = window_ms.saturating_mul(1_000_000);
-        let safe_ns = killed_ns.saturating_sub(window_ns);
+        let unsafe_ms = told.last().map_or(0, |t| t.unsafe_ms + 1);
+        let window_ns = window_ms.max(unsafe_ms).saturating_mul(1_000_000);
+        let safe_ns = Told::look_began_ns(told).unwrap_or(0).saturating_sub(window_ns);
         let nothing = Told::default();
         let safe = told.iter().rfind(|t| t.at_ns <= safe_ns).unwrap_or(&nothing);
         let last = told.last().unwrap_or(&nothing);
@@ -288,7 +309,7 @@ pub fn run(args: &Args) -> Result<ExitCode, Box<dyn Error>> {
     };
 
     let mut first = Sender::start(args, &scene, 0, Duration::from_secs(86_400))?;
-    let limit = Instant::now() + Duration::from_secs(20);
+    let limit = Instant::now() + Duration::from_secs(60);
     while first.log().recovered.is_none() {
         if first.is_over() || Instant::now() > limit {
             return Err("the sending process did not start".into());
@@ -338,7 +359,7 @@ pub fn run(args: &Args) -> Result<ExitCode, Box<dyn Error>> {
     let second_accepted = second.newest().accepted;
     let at_least =
         second_accepted.iter().sum::<u64>() + first_log.told.last().map_or(0, |t| t.delivered);
-    let arrived = reader.finish(at_least, Duration::from_secs(3));
+    let arrived = reader.finish(at_least, Duration::from_secs(10));
     let window_ms = args.loss_window_ms.unwrap_or(LOSS_WINDOW_MS);
     let cost = Cost::new(&first_log.told, killed_ns, window_ms, &arrived);
     let last = first_log.told.last().cloned().unwrap_or_default();

@@ -218,7 +218,7 @@ pub fn play(args: &Args, mut watch: impl FnMut(&Glance<'_>)) -> Result<Outcome, 
         say(format_args!("{recovered} records of an earlier run are in the log; they go first"));
     }
     let topic = pipeline.topic(scene.topic())?;
-    pipeline.ready(Duration::from_secs(10))?;
+    pipeline.ready(Duration::from_secs(30))?;
     let reader = scene.start_reader()?;
     let senders = senders::Senders::start(args, &pipeline, &topic, scene.run(), 0)?;
     let plan = Plan {
@@ -246,7 +246,7 @@ pub fn play(args: &Args, mut watch: impl FnMut(&Glance<'_>)) -> Result<Outcome, 
     let closed = pipeline.close(Duration::from_secs(5))?;
     let books = closed.stats.books;
     let expected = books.delivered.saturating_sub(books.recovered);
-    let arrived = reader.finish(expected, Duration::from_secs(10));
+    let arrived = reader.finish(expected, Duration::from_secs(30));
     let mut verdict = Verdict::new(args, &books, &sent, &arrived);
     let mut timeline = conductor.into_timeline();
     if let Some(drilled) = &drilled {

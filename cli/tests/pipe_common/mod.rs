@@ -5,6 +5,7 @@
 
 use forebay_testkit::lines::SEPARATOR;
 use forebay_testkit::process::{Ended, Running};
+use forebay_testkit::until;
 use serde_json::Value;
 use std::path::Path;
 use std::process::Command;
@@ -44,6 +45,26 @@ pub fn pipe(brokers: &str, topic: &str, dir: &Path) -> Command {
     command
 }
 
+/// Waits until its log in `dir` holds so many records that are not delivered: it has read them.
+pub fn until_in_log(dir: &Path, records: u64) {
+    until(Duration::from_secs(120), "the log has them", || {
+        let mut ls = forebay();
+        ls.args(["wal", "ls", "--json"]).arg(dir);
+        let ended = Running::start(ls).expect("it starts").wait(Duration::from_secs(120));
+        // Before the directory is there it says so.
+        ended.code() == Some(0) && ended.json()["not_final"] == records
+    });
+}
+
+/// Waits until the process holds the log in `dir`, and has said so there. Its signals have had
+/// their handlers before.
+pub fn until_held(dir: &Path, running: &Running) {
+    let id = running.id().to_string();
+    until(Duration::from_secs(120), "the directory is held", || {
+        std::fs::read_to_string(dir.join("LOCK")).is_ok_and(|text| text.contains(&id))
+    });
+}
+
 /// Starts it, gives it `input` and the end of input, and waits for its end.
 pub fn run(command: Command, input: &[u8], limit: Duration) -> Ended {
     let mut running = Running::start(command).expect("it starts");
@@ -60,7 +81,7 @@ pub fn run(command: Command, input: &[u8], limit: Duration) -> Ended {
 
 /// Starts it on what an earlier run left and waits until all of that is delivered.
 pub fn drain(brokers: &str, topic: &str, dir: &Path) -> Ended {
-    let ended = run(pipe(brokers, topic, dir), b"", Duration::from_secs(120));
+    let ended = run(pipe(brokers, topic, dir), b"", Duration::from_secs(200));
     assert_eq!(ended.code(), Some(0), "{ended:?}");
     ended
 }

@@ -1,25 +1,33 @@
 //! Owns what is special about a partition that is held by itself: it is silent while others are
-//! served, so that its records would stop everybody else's once its share of the span is used up.
+//! served, or Kafka doesn't have it, so that its records would stop everybody else's once its share
+//! of the span is used up.
 //!
 //! What the sink already has of it is set aside too, or it would keep `acked` and the span. Such a
 //! record keeps its ticket: a report that still comes makes it final where it lies, and only a
 //! failure or the instance's end has it handed over again. So there is no second copy while the
 //! process lives; a crash repeats at most what the sink had of the partition.
 //!
-//! For a flush, a close or a receipt a silent partition is no verdict: they wait for it.
+//! For a flush, a close or a receipt a silent partition is no verdict: they wait for it. One that
+//! Kafka doesn't have is a verdict, like a topic that it doesn't have.
 
 use super::{Hold, Holds, Key, PROBE_NS, Phase, Queued};
 use crate::flusher::Flusher;
 use crate::record::{Lsn, NO_RECEIPT, TopicId};
 use crate::report::{Opaque, Reason};
 use crate::sequence::{End, Finished, Line};
+use crate::sink::{PARTITION_STALLED, UNKNOWN_PARTITION};
 
 /// How long a record of a silent partition may be the first of the span.
 const FRONT_NS: u64 = 500_000_000;
-/// Why the records of a silent partition are set aside.
-pub(super) const STALLED: &str = "partition_stalled";
+/// Most that is held at a time: a caller that makes partitions up must not fill the memory.
+const HOLDS_MAX: usize = 1_000;
 
 impl Hold {
+    /// Whether a partition is held that Kafka has.
+    fn is_silent(&self, key: Key) -> bool {
+        key.partition().is_some() && self.reason.name != UNKNOWN_PARTITION
+    }
+
     /// Everything below this number is final.
     fn low(&self) -> Lsn {
         let queued = self.queue.keys().next().copied();
@@ -33,13 +41,13 @@ impl Hold {
 impl Holds {
     /// Whether where a record of this topic goes decides if it is held.
     pub(in crate::flusher) fn has_partition_of(&self, topic: TopicId) -> bool {
-        self.all.keys().any(|key| key.topic == topic && key.partition().is_some())
+        self.of_topic(topic).any(|(key, _)| key.partition().is_some())
     }
 
-    /// Every record of a held partition below this number is final.
+    /// Every record of a silent partition below this number is final.
     pub(in crate::flusher) fn partitions_low(&self) -> Lsn {
-        let partitions = self.all.iter().filter(|(key, _)| key.partition().is_some());
-        partitions.map(|(_, hold)| hold.low()).min().unwrap_or(Lsn(u64::MAX))
+        let silent = self.all.iter().filter(|(key, hold)| hold.is_silent(**key));
+        silent.map(|(_, hold)| hold.low()).min().unwrap_or(Lsn(u64::MAX))
     }
 
     /// Whether this is the opaque of a record that the sink had before it was set aside.
@@ -49,24 +57,28 @@ impl Holds {
 }
 
 impl Flusher {
-    /// The sink takes nothing of this record's partition, while it serves others.
+    /// The sink takes nothing of this record's partition. False when the record can't be held,
+    /// because too much is already.
     #[cold]
     pub(in crate::flusher) fn stalled(
         &mut self,
         now_ns: u64,
         topic: TopicId,
         partition: i32,
+        reason: Reason,
         opaque: Opaque,
-    ) {
-        let Some((lsn, _)) = self.seq.source_of(opaque) else { return };
-        self.hold_partition(now_ns, topic, partition);
+    ) -> bool {
+        let Some((lsn, _)) = self.seq.source_of(opaque) else { return true };
+        self.hold_partition(now_ns, topic, partition, reason);
         match self.holds.all.get_mut(&Key::of(topic, Some(partition))) {
             Some(hold) => {
                 hold.queue.insert(lsn, Queued { opaque, reason: hold.reason, in_flight: false });
                 self.seq.park(opaque);
             }
-            None => self.give_up(now_ns, opaque, STALLED),
+            None if self.wal.is_some() => return false,
+            None => self.give_up(now_ns, opaque, reason.name),
         }
+        true
     }
 
     /// A partition from which nothing is heard, though nobody asks for it, holds up the span.
@@ -85,19 +97,24 @@ impl Flusher {
             front.1 = now_ns;
             let name = self.name(topic);
             if self.sink.is_stalled(&name, partition) {
-                self.hold_partition(now_ns, topic, partition);
+                let reason = Reason { name: PARTITION_STALLED, code: 0 };
+                self.hold_partition(now_ns, topic, partition, reason);
             }
         }
     }
 
     /// The partition is held from here on, and what the sink has of it set aside. Without a log
     /// that is given up.
-    fn hold_partition(&mut self, now_ns: u64, topic: TopicId, partition: i32) {
-        let reason = Reason { name: STALLED, code: 0 };
+    fn hold_partition(&mut self, now_ns: u64, topic: TopicId, partition: i32, reason: Reason) {
         if self.wal.is_none() {
             for (_, opaque) in self.seq.handed_to(topic, partition) {
-                self.give_up(now_ns, opaque, STALLED);
+                self.give_up(now_ns, opaque, reason.name);
             }
+            return;
+        }
+        if self.holds.all.len() >= HOLDS_MAX
+            && !self.holds.all.contains_key(&Key::of(topic, Some(partition)))
+        {
             return;
         }
         let unix_ms = self.clock.unix_ms();
@@ -105,7 +122,7 @@ impl Flusher {
         let (holds, key) = (&mut self.holds, Key::of(topic, Some(partition)));
         let mark = holds.mark_of(key);
         let hold = holds.begin(key, || {
-            tracing::warn!(topic = %name, partition, "the partition is silent while others are served; its records are set aside until it answers");
+            tracing::warn!(topic = %name, partition, reason = reason.name, "the partition is held; its records are set aside until it can be had");
             let mut hold = Hold::new(reason, unix_ms, mark);
             hold.phase = Phase::Held { probe_at_ns: now_ns + PROBE_NS };
             hold
@@ -156,10 +173,10 @@ impl Flusher {
     /// A record of what is held is set aside: of a silent partition that is no verdict.
     pub(in crate::flusher) fn finished_aside(&mut self, now_ns: u64, key: Key, finished: Finished) {
         let mut finished = finished;
-        if let (End::SetAside(_), Some(_), Some(at)) =
-            (finished.end, key.partition(), self.holds.placed)
+        if let (End::SetAside(_), Some(at)) = (finished.end, self.holds.placed)
             && finished.receipt != NO_RECEIPT
             && let Some(hold) = self.holds.all.get_mut(&key)
+            && hold.is_silent(key)
         {
             hold.receipts.insert(at, finished.receipt);
             finished.receipt = NO_RECEIPT;

@@ -49,9 +49,12 @@ impl Flusher {
         }
         let mut more = false;
         let keys: Vec<Key> = self.holds.held().collect();
+        let mut on_the_way: usize = self.holds.all.values().map(Hold::on_the_way).sum();
         for key in keys {
             self.judge_guilty(key);
-            more |= self.redrive_one(now_ns, key);
+            on_the_way -= self.holds.all.get(&key).map_or(0, Hold::on_the_way);
+            more |= self.redrive_one(now_ns, key, on_the_way);
+            on_the_way += self.holds.all.get(&key).map_or(0, Hold::on_the_way);
             let holds = &mut self.holds;
             let done = |h: &Hold| h.phase == Phase::Flowing && h.open.is_empty();
             if let Some(hold) = holds.all.get(&key).filter(|h| done(h)) {
@@ -64,13 +67,12 @@ impl Flusher {
         more
     }
 
-    fn redrive_one(&mut self, now_ns: u64, key: Key) -> bool {
+    fn redrive_one(&mut self, now_ns: u64, key: Key, others_on_the_way: usize) -> bool {
         if self.holds.waits_for_older(key) {
             return false;
         }
         let name = self.name(key.topic);
         let owed = if key.partition().is_none() { self.seq.owed_of(key.topic) } else { 0 };
-        let others_on_the_way = self.holds.on_the_way_but(key);
         let Flusher { wal: Some(wal), holds, sink, seq, guest, .. } = self else { return false };
         let Some(hold) = holds.all.get_mut(&key) else { return false };
         if let Some(partition) = key.partition()
@@ -173,8 +175,9 @@ impl Flusher {
                     reader.back();
                     break false;
                 }
-                Err(ProduceError::Stalled { .. }) => {
+                Err(ProduceError::Stalled { reason, .. }) => {
                     reader.back();
+                    hold.reason = reason;
                     hold.fall_back(now_ns + PROBE_NS);
                     break false;
                 }

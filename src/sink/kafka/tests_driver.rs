@@ -12,6 +12,9 @@ use rdkafka::message::Headers as _;
 use rdkafka::{ClientConfig, Message, Offset, TopicPartitionList};
 use std::time::{Duration, Instant};
 
+/// Longest wait for anything.
+const LIMIT: Duration = Duration::from_secs(90);
+
 /// What a test sends.
 #[derive(Clone, Debug)]
 pub struct Rec {
@@ -95,7 +98,7 @@ impl Driver {
 
     /// Offers a record until it is taken or refused for good.
     pub fn send(&mut self, topic: &str, rec: &Rec) -> Result<u64, ProduceError> {
-        let until = Instant::now() + Duration::from_secs(20);
+        let until = Instant::now() + LIMIT;
         loop {
             match self.offer(topic, rec) {
                 Err(ProduceError::Busy) if Instant::now() < until => self.wait(),
@@ -105,9 +108,9 @@ impl Driver {
     }
 
     pub fn until(&mut self, what: &str, mut done: impl FnMut(&Self) -> bool) {
-        let until = Instant::now() + Duration::from_secs(20);
+        let until = Instant::now() + LIMIT;
         while !done(self) {
-            assert!(Instant::now() < until, "not in 20 s: {what}; {:?}", self.sink);
+            assert!(Instant::now() < until, "waited in vain: {what}; {:?}", self.sink);
             self.wait();
         }
     }
@@ -152,7 +155,7 @@ pub fn read(brokers: &str, topic: &str, partitions: i32, count: usize) -> Vec<Go
         list.add_partition_offset(topic, partition, Offset::Beginning).unwrap();
     }
     consumer.assign(&list).unwrap();
-    let until = Instant::now() + Duration::from_secs(20);
+    let until = Instant::now() + LIMIT;
     let mut all = Vec::new();
     while all.len() < count && Instant::now() < until {
         if let Some(Ok(m)) = consumer.poll(Duration::from_millis(100)) {

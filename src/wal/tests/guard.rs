@@ -160,8 +160,7 @@ fn without_the_guard_the_signal_ends_the_process() {
 /// The frames' LSNs and the bad ranges that a walk finds; after `pause` frames `then` is done.
 fn walk(path: &std::path::Path, windows: bool, pause: usize, then: impl FnOnce()) -> Vec<String> {
     let dir = path.parent().expect("a directory");
-    let storage =
-        FileStorage::open_read_only(dir).expect("opens").with_sigbus_guard(true);
+    let storage = FileStorage::open_read_only(dir).expect("opens").with_sigbus_guard(true);
     let name = path.file_name().and_then(|n| n.to_str()).expect("a name");
     let file = storage.open(name).expect("opens");
     let mut area = vec![0; HEADER_AREA_BYTES as usize];
@@ -184,7 +183,9 @@ fn walk(path: &std::path::Path, windows: bool, pause: usize, then: impl FnOnce()
                 return found;
             }
         });
-        if found.len() == pause && let Some(then) = then.take() {
+        if found.len() == pause
+            && let Some(then) = then.take()
+        {
             assert!(!windows || watched() > 0, "no window is guarded");
             then();
         }
@@ -195,7 +196,8 @@ fn walk(path: &std::path::Path, windows: bool, pause: usize, then: impl FnOnce()
 fn a_walk_through_windows_finds_what_reads_find_also_where_the_file_is_cut_under_it() {
     let home = tempfile::tempdir().expect("a directory");
     let topics = Arc::new(TopicTable::default());
-    let options = WalOptions { segment_bytes: 8 << 20, record_bytes_max: 256, ..WalOptions::default() };
+    let options =
+        WalOptions { segment_bytes: 8 << 20, record_bytes_max: 256, ..WalOptions::default() };
     let (wal, keeper, recovery) =
         Wal::open(Arc::new(storage(&home)), topics.clone(), options, salts(7), 1_000)
             .expect("opens");

@@ -133,7 +133,10 @@ fn set_aside_records_keep_their_reason() {
         while let Some(item) = walk.next_frame().expect("read") {
             match item {
                 Inspected::Frame { header, topic, note: Some(note), body, .. } => {
-                    assert_eq!((note.reason, note.code, note.unix_ms), ("message too large", 10, 77));
+                    assert_eq!(
+                        (note.reason, note.code, note.unix_ms),
+                        ("message too large", 10, 77)
+                    );
                     assert_eq!((topic, header.partition, body), (Some("beta"), 2, &b"bad"[..]));
                     seen += 1;
                 }

@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 /// A child that waits for a named point is killed after so long all the same.
 const POINT_TIMEOUT: Duration = Duration::from_millis(1_500);
 /// The last generation must have delivered everything and closed by then.
-const DRAIN_TIMEOUT: Duration = Duration::from_secs(60);
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(180);
 
 /// What is wrong on purpose, so that the judge can be seen to notice.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

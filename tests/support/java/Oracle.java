@@ -49,7 +49,7 @@ public class Oracle {
         base.put("reconnect.backoff.max.ms", "200");
         // A node that stands still costs one of these; then another one is asked.
         base.put("request.timeout.ms", "4000");
-        base.put("default.api.timeout.ms", "60000");
+        base.put("default.api.timeout.ms", "120000");
         admin = Admin.create(base);
     }
 
@@ -134,7 +134,7 @@ public class Oracle {
 
     private String delete(String topic) throws Exception {
         admin.deleteTopics(List.of(topic)).all().get();
-        for (long end = System.currentTimeMillis() + 30_000; ; Thread.sleep(10)) {
+        for (long end = System.currentTimeMillis() + 120_000; ; Thread.sleep(10)) {
             if (!admin.listTopics().names().get().contains(topic)) return "";
             if (System.currentTimeMillis() > end) throw new IOException("the topic stays");
         }
@@ -159,7 +159,7 @@ public class Oracle {
 
     private String waitForLeaders(String topic, int partitions) throws Exception {
         // The controller has it; the broker shows it, with a leader for each partition, later.
-        for (long end = System.currentTimeMillis() + 30_000; ; Thread.sleep(10)) {
+        for (long end = System.currentTimeMillis() + 120_000; ; Thread.sleep(10)) {
             try {
                 var shown = admin.describeTopics(List.of(topic)).allTopicNames().get();
                 var all = shown.get(topic).partitions();

@@ -12,7 +12,7 @@ use std::process::{Child, Command};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-const START_LIMIT: Duration = Duration::from_secs(90);
+const START_LIMIT: Duration = Duration::from_secs(180);
 /// Ports are drawn below the range that the kernel gives to outgoing connections.
 const PORTS: (u64, u64) = (12_000, 32_000);
 
@@ -314,13 +314,12 @@ impl Node {
     }
 }
 
-/// Waits until a signal has stopped the process.
+/// Waits until a signal has stopped the process: the last of its threads, which may be busy in
+/// the kernel for a while.
 pub(crate) fn wait_until_stopped(pid: u32) {
-    let start = Instant::now();
-    while process::state(pid).expect("the broker's state") != 'T' {
-        assert!(start.elapsed() < Duration::from_secs(5), "the broker doesn't stop");
-        std::thread::sleep(Duration::from_millis(1));
-    }
+    crate::until(Duration::from_secs(60), "the broker stands still", || {
+        process::is_stopped(pid).expect("the broker's state")
+    });
 }
 
 /// The bytes in a topic's log on one broker's disk.

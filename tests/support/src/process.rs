@@ -4,6 +4,7 @@ pub use rustix::process::Signal;
 use rustix::process::{Pid, kill_process, set_parent_process_death_signal};
 use std::io::{self, Read};
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Mutex, OnceLock};
@@ -89,9 +90,27 @@ pub fn state(pid: u32) -> io::Result<char> {
     fields.first().and_then(|f| f.chars().next()).ok_or_else(|| io::Error::other("no state"))
 }
 
-/// The fields of `/proc/PID/stat` from the state on; the name before it may hold anything.
+/// Whether every thread of a process is stopped by a signal.
+pub fn is_stopped(pid: u32) -> io::Result<bool> {
+    for task in std::fs::read_dir(format!("/proc/{pid}/task"))? {
+        let stat = task?.path().join("stat");
+        // One that has ended since the directory was read is none.
+        let Ok(fields) = stat_in(&stat) else { continue };
+        if fields.first().is_none_or(|state| state != "T") {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// The fields of `/proc/PID/stat` from the state on.
 fn stat(pid: u32) -> io::Result<Vec<String>> {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    stat_in(format!("/proc/{pid}/stat").as_ref())
+}
+
+/// The fields behind the name, which may hold anything.
+fn stat_in(file: &Path) -> io::Result<Vec<String>> {
+    let text = std::fs::read_to_string(file)?;
     let rest = text.rsplit_once(')').map_or("", |(_, rest)| rest);
     Ok(rest.split_whitespace().map(str::to_owned).collect())
 }
