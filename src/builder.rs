@@ -235,7 +235,7 @@ impl Builder {
     /// C a backlog shrinks by C a second however much arrives, so that it always ends. Holds for
     /// all that comes from the log (recovered, spilled, of topics that were held), until the
     /// hand-over has caught up; without a backlog nothing is slowed. The backlog goes first,
-    /// what arrives meanwhile behind it. [`Pipeline::flush`] and [`Pipeline::close`] keep to it,
+    /// what arrives meanwhile behind it, or with [`Order::LiveFirst`] beside it. [`Pipeline::flush`] and [`Pipeline::close`] keep to it,
     /// and leave in the log what they don't get to. Default 0: no cap.
     pub fn replay_max_records_per_s(mut self, records: u64) -> Self {
         self.config.replay_max_records_per_s = records;
@@ -298,7 +298,8 @@ impl Builder {
     }
 
     /// Opens the pipeline and starts its threads. Doesn't wait for Kafka: brokers that can't be
-    /// reached are a state, not an error. A backlog in the directory is sent before anything new.
+    /// reached are a state, not an error. A backlog in the directory is sent before anything new,
+    /// unless [`Builder::order`] says otherwise.
     ///
     /// # Errors
     /// See [`OpenError`]. Bad data in the log is never one.
