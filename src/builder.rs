@@ -235,8 +235,9 @@ impl Builder {
     /// C a backlog shrinks by C a second however much arrives, so that it always ends. Holds for
     /// all that comes from the log (recovered, spilled, of topics that were held), until the
     /// hand-over has caught up; without a backlog nothing is slowed. The backlog goes first,
-    /// what arrives meanwhile behind it, or with [`Order::LiveFirst`] beside it. [`Pipeline::flush`] and [`Pipeline::close`] keep to it,
-    /// and leave in the log what they don't get to. Default 0: no cap.
+    /// what arrives meanwhile behind it, or with [`Order::LiveFirst`] beside it.
+    /// [`Pipeline::flush`] and [`Pipeline::close`] keep to it, and leave in the log what they
+    /// don't get to. Default 0: no cap.
     pub fn replay_max_records_per_s(mut self, records: u64) -> Self {
         self.config.replay_max_records_per_s = records;
         self
