@@ -20,10 +20,15 @@ const LIMIT: Duration = Duration::from_secs(120);
 /// Different keys of one source; `common::key` makes as many.
 const KEYS: u64 = 500;
 
-fn open(kafka: &Kafka, dir: &Path, topic: &str, order: Order) -> (Pipeline, Topic) {
+fn open(
+    kafka: &Kafka,
+    dir: &Path,
+    topic: &str,
+    order: Order,
+    window: Duration,
+) -> (Pipeline, Topic) {
     let builder = Pipeline::builder().brokers(kafka.brokers()).wal_dir(dir).order(order);
-    // Not so short that a loaded machine makes a backlog of what goes live.
-    let builder = builder.loss_window(Duration::from_secs(5));
+    let builder = builder.loss_window(window);
     let builder = builder.flush_interval(Duration::from_millis(5));
     let pipeline = builder.replay_max_records_per_s(CAP_PER_S).open().expect("it opens");
     let topic = pipeline.topic(topic).expect("a good name");
@@ -92,7 +97,9 @@ fn overtaken(audit: &Audit) -> usize {
 fn run(kafka: &mut Kafka, order: Order, fault: bool) {
     let topic_name = kafka.topic("live", common::PARTITIONS);
     let dir = private_dir();
-    let (pipeline, topic) = open(kafka, dir.path(), &topic_name, order);
+    // Not so short that a loaded machine makes a backlog of what goes live.
+    let window = Duration::from_secs(if fault { 5 } else { 60 });
+    let (pipeline, topic) = open(kafka, dir.path(), &topic_name, order, window);
     let mut sent = 1_000;
     (0..sent).for_each(|number| send(&topic, number));
     common::flush(&pipeline);
