@@ -1,7 +1,7 @@
 //! Owns how a pipeline is put together: the settings that users name, and `open`.
 
 use crate::clock::{Clock, SystemClock};
-use crate::config::{Config, Overflow, Partitioner, WalFull};
+use crate::config::{Config, Order, Overflow, Partitioner, WalFull};
 use crate::error::OpenError;
 use crate::flusher::{Flusher, GuestOptions, Parts};
 use crate::keeper::{Keeper, KeeperLink};
@@ -235,8 +235,9 @@ impl Builder {
     /// C a backlog shrinks by C a second however much arrives, so that it always ends. Holds for
     /// all that comes from the log (recovered, spilled, of topics that were held), until the
     /// hand-over has caught up; without a backlog nothing is slowed. The backlog goes first,
-    /// what arrives meanwhile behind it. [`Pipeline::flush`] and [`Pipeline::close`] keep to it,
-    /// and leave in the log what they don't get to. Default 0: no cap.
+    /// what arrives meanwhile behind it, or with [`Order::LiveFirst`] beside it.
+    /// [`Pipeline::flush`] and [`Pipeline::close`] keep to it, and leave in the log what they
+    /// don't get to. Default 0: no cap.
     pub fn replay_max_records_per_s(mut self, records: u64) -> Self {
         self.config.replay_max_records_per_s = records;
         self
@@ -245,6 +246,21 @@ impl Builder {
     /// The same in bytes: headers, keys and values, and 64 B a record. Default 0: no cap.
     pub fn replay_max_bytes_per_s(mut self, bytes: u64) -> Self {
         self.config.replay_max_bytes_per_s = bytes;
+        self
+    }
+
+    /// What goes first where there is a backlog: it, or what is sent now. Default
+    /// [`Order::BacklogFirst`]. Needs a log, and a loss window that isn't 0.
+    pub fn order(mut self, order: Order) -> Self {
+        self.config.order = order;
+        self
+    }
+
+    /// With [`Order::LiveFirst`]: how much of [`Builder::in_flight_max_records`] and of
+    /// [`Builder::in_flight_max_bytes`] the backlog may take, in parts of a hundred. Live records
+    /// have the rest while there is a backlog, and all without one. Default 50; 1 to 99.
+    pub fn replay_share_percent(mut self, percent: u8) -> Self {
+        self.config.replay_share_percent = percent;
         self
     }
 
@@ -283,7 +299,8 @@ impl Builder {
     }
 
     /// Opens the pipeline and starts its threads. Doesn't wait for Kafka: brokers that can't be
-    /// reached are a state, not an error. A backlog in the directory is sent before anything new.
+    /// reached are a state, not an error. A backlog in the directory is sent before anything new,
+    /// unless [`Builder::order`] says otherwise.
     ///
     /// # Errors
     /// See [`OpenError`]. Bad data in the log is never one.
@@ -361,6 +378,7 @@ impl Builder {
                 ramp_ns: ns(config.replay_ramp),
                 seed: random_salts()(),
             },
+            backlog_percent: config.backlog_percent(),
             in_flight_max_records: config.in_flight_max_records,
             in_flight_max_bytes: config.in_flight_max_bytes as u64,
             lane_bytes: config.lane_bytes as u64,
@@ -453,6 +471,7 @@ mod tests {
         fn any_settings_are_taken_or_refused_by_name(
             sizes in prop::collection::vec(prop::option::weighted(0.3, size()), 13),
             times in prop::collection::vec(prop::option::weighted(0.3, time()), 6),
+            order in prop::option::weighted(0.3, any::<u8>()),
             peak in prop::option::weighted(0.3, (any::<u64>(), size())),
         ) {
             let mut b = Pipeline::builder().brokers("b:1").wal_dir("/d");
@@ -487,6 +506,9 @@ mod tests {
             }
             if let Some((records_per_s, bytes)) = peak {
                 b = b.expect_peak(records_per_s, bytes);
+            }
+            if let Some(percent) = order {
+                b = b.order(Order::LiveFirst).replay_share_percent(percent);
             }
             let shown = format!("{b:?}");
             match b.config.validate(true) {

@@ -45,6 +45,30 @@ pub enum Overflow {
     Refuse,
 }
 
+/// What goes first where there is a backlog: records in the log that wait, since Kafka was away or a
+/// run before left them.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[non_exhaustive]
+pub enum Order {
+    /// The backlog, and behind it what is sent now: first arrivals of one thread with one key, or
+    /// with one partition, keep the order sent.
+    #[default]
+    BacklogFirst,
+    /// What is sent now goes at once, straight from memory, and the backlog beside it within
+    /// [`crate::Builder::replay_share_percent`], its caps and its ramp. *It gives up the order
+    /// between the two*: a record of the backlog may arrive behind younger ones of its key or
+    /// partition. Within the backlog the order is kept, and within what went live; and no live record
+    /// arrives behind a younger one. A record that waited in the log is backlog, also if it was sent
+    /// while an older backlog was on its way: so it is with all that is older than the loss window
+    /// before Kafka takes it.
+    ///
+    /// Nothing else changes. [`crate::Pipeline::flush`] and [`crate::Pipeline::close`] wait for
+    /// both, a receipt for its own record. After a crash no more can come twice than with the backlog
+    /// first: live records that were journaled on their way count against the span until the backlog
+    /// has passed them, and when they use up their part, live records wait for it.
+    LiveFirst,
+}
+
 /// Every setting, typed. Made by [`crate::Builder`]; read by everything else.
 #[derive(Clone)]
 pub(crate) struct Config {
@@ -68,6 +92,8 @@ pub(crate) struct Config {
     pub(crate) sigbus_guard: bool,
     pub(crate) wal_full: WalFull,
     pub(crate) overflow: Overflow,
+    pub(crate) order: Order,
+    pub(crate) replay_share_percent: u8,
     pub(crate) receipts_max: usize,
     pub(crate) stall_timeout: Duration,
     pub(crate) topic_grace: Duration,
@@ -103,6 +129,8 @@ impl Default for Config {
             sigbus_guard: true,
             wal_full: WalFull::Refuse,
             overflow: Overflow::Spill,
+            order: Order::BacklogFirst,
+            replay_share_percent: 50,
             receipts_max: 65_536,
             stall_timeout: Duration::from_secs(60),
             topic_grace: Duration::from_secs(10),
@@ -140,6 +168,8 @@ impl fmt::Debug for Config {
             .field("sigbus_guard", &self.sigbus_guard)
             .field("wal_full", &self.wal_full)
             .field("overflow", &self.overflow)
+            .field("order", &self.order)
+            .field("replay_share_percent", &self.replay_share_percent)
             .field("receipts_max", &self.receipts_max)
             .field("stall_timeout", &self.stall_timeout)
             .field("topic_grace", &self.topic_grace)
@@ -174,6 +204,11 @@ impl Config {
             let half = self.loss_window.filter(|w| !w.is_zero()).map(|w| w / 2);
             half.unwrap_or(Duration::MAX).min(Duration::from_millis(500))
         })
+    }
+
+    /// What the backlog may take of the span beside live records, if they go first.
+    pub(crate) fn backlog_percent(&self) -> Option<u8> {
+        (self.order == Order::LiveFirst).then_some(self.replay_share_percent)
     }
 
     /// The smallest segment that holds the largest record, and some.
@@ -222,8 +257,26 @@ impl Config {
             }
             _ => {}
         }
+        self.validate_order()?;
         self.validate_timing()?;
         self.validate_sizes()
+    }
+
+    fn validate_order(&self) -> Result<(), ConfigError> {
+        let percent = usize::from(self.replay_share_percent);
+        in_range("replay_share_percent", percent, 1, 99)?;
+        let problem = if self.order == Order::BacklogFirst {
+            return Ok(());
+        } else if self.wal_dir.is_none() {
+            "without a log there is no backlog; it must stay BacklogFirst, or wal_dir(..) be chosen"
+        } else if self.loss_window.is_some_and(|w| w.is_zero()) {
+            "with loss_window 0 every record goes through the log in its turn; it must stay BacklogFirst, or the window be at least 20 ms"
+        } else if self.in_flight_max_records < 2 {
+            "a span of one record leaves no room beside the backlog; in_flight_max_records must be at least 2"
+        } else {
+            return Ok(());
+        };
+        Err(bad("order", &format!("{:?}", self.order), problem))
     }
 
     fn validate_timing(&self) -> Result<(), ConfigError> {
@@ -362,6 +415,17 @@ mod tests {
             ("record_bytes_max", |c| c.record_bytes_max = 8 << 20),
             ("segment_bytes", |c| c.segment_bytes = Some(1 << 20)),
             ("wal_max_bytes", |c| c.wal_max_bytes = Some(1)),
+            ("order", |c| c.order = Order::LiveFirst),
+            ("order", |c| {
+                (c.wal_dir, c.at_most_once) = (Some("/d".into()), false);
+                (c.order, c.loss_window) = (Order::LiveFirst, Some(Duration::ZERO));
+            }),
+            ("order", |c| {
+                (c.wal_dir, c.at_most_once) = (Some("/d".into()), false);
+                (c.order, c.in_flight_max_records) = (Order::LiveFirst, 1);
+            }),
+            ("replay_share_percent", |c| c.replay_share_percent = 0),
+            ("replay_share_percent", |c| c.replay_share_percent = 100),
             ("replay_ramp", |c| c.replay_ramp = Duration::from_secs(61)),
             ("replay_max_records_per_s", |c| c.replay_max_records_per_s = u64::MAX),
             ("replay_max_bytes_per_s", |c| c.replay_max_bytes_per_s = u64::MAX),

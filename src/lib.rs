@@ -141,7 +141,7 @@ mod sync;
 pub mod verify;
 
 pub use builder::Builder;
-pub use config::{Overflow, Partitioner, WalFull};
+pub use config::{Order, Overflow, Partitioner, WalFull};
 pub use drill::{DrillError, DrillReport, Outage};
 pub use error::{ConfigError, OpenError, ReloadError, SendError, TopicError};
 pub use pipeline::{CloseError, FlushError, NotReady, Pipeline};

@@ -1,9 +1,24 @@
 //! Words of a delivery report, which sink and sequence share.
 
 /// What the flusher gives the sink with a record and gets back in its report: the slot of the
-/// in-flight table (low 32 bits) and the slot's generation (high 32 bits).
+/// in-flight table (low 30 bits), which of its lines the record is in (bit 30) and the slot's
+/// generation (high 32 bits). What is redriven has bit 31 and a ticket instead.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, PartialOrd, Ord)]
 pub struct Opaque(pub u64);
+
+impl Opaque {
+    /// Marks a record that was handed over beside a backlog, from memory.
+    pub(crate) const LIVE: u64 = 1 << 30;
+    /// Marks what is redriven of a topic or partition that was held. The in-flight table never
+    /// has so many slots.
+    pub(crate) const REDRIVEN: u64 = 1 << 31;
+
+    /// Whether the record was handed over beside a backlog, from memory.
+    #[must_use]
+    pub(crate) fn is_live(self) -> bool {
+        self.0 & (Opaque::REDRIVEN | Opaque::LIVE) == Opaque::LIVE
+    }
+}
 
 /// How far an error reaches.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]

@@ -62,6 +62,9 @@ pub struct Args {
     /// What happens while lines come faster than Kafka takes them
     #[arg(long, value_enum, default_value_t = Overflow::Spill)]
     overflow: Overflow,
+    /// What goes first where lines wait in the log: they, or what is read now
+    #[arg(long, value_enum, default_value_t = Order::Backlog)]
+    order: Order,
     /// What Kafka gets after a signal, in ms, before the rest is left in the log
     #[arg(long, value_name = "N", default_value_t = 5000)]
     close_ms: u64,
@@ -79,6 +82,15 @@ enum Overflow {
     Spill,
     /// Wait, as long as Kafka answers
     Wait,
+}
+
+/// `forebay::Order`, in words for the command line.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Order {
+    /// What waits, and new lines behind it: each key keeps its order
+    Backlog,
+    /// New lines, and what waits beside them: it may come behind newer lines of its key
+    Live,
 }
 
 #[derive(Clone, Debug)]
@@ -121,6 +133,10 @@ pub fn run(args: Args) -> Result<ExitCode, Box<dyn Error>> {
     builder = builder.overflow(match args.overflow {
         Overflow::Spill => forebay::Overflow::Spill,
         Overflow::Wait => forebay::Overflow::Refuse,
+    });
+    builder = builder.order(match args.order {
+        Order::Backlog => forebay::Order::BacklogFirst,
+        Order::Live => forebay::Order::LiveFirst,
     });
     for (name, value) in args.properties.read()? {
         builder = builder.extra(name, value);

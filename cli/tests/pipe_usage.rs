@@ -28,6 +28,7 @@ fn help_names_every_option_and_shows_an_example() {
         "--at-most-once",
         "--key-separator",
         "--loss-window-ms",
+        "--order",
         "--close-ms",
         "--json",
     ];
@@ -49,6 +50,7 @@ fn wrong_usage_is_exit_2() {
         &["pipe", "--brokers", "b:1", "--topic", "t", "--at-most-once", "--wal-dir", "d"],
         &["pipe", "--brokers", "b:1", "--topic", "t", "--wal-dir", "d", "--close-ms", "soon"],
         &["pipe", "--brokers", "b:1", "--topic", "t", "--wal-dir", "d", "--key-separator", ""],
+        &["pipe", "--brokers", "b:1", "--topic", "t", "--wal-dir", "d", "--order", "both"],
     ];
     for args in wrong {
         let mut command = common::forebay();
@@ -65,6 +67,14 @@ fn a_topic_name_that_kafka_does_not_allow() {
     let dir = private_dir();
     let command = common::pipe(&nowhere(), "no spaces", dir.path());
     common::assert_refused(&common::run(command, b"x\n", LIMIT), 1, &["no spaces", "249"]);
+}
+
+#[test]
+fn live_lines_first_without_a_backlog_beside_them() {
+    let dir = private_dir();
+    let mut command = common::pipe(&nowhere(), "t", dir.path());
+    command.args(["--order", "live", "--loss-window-ms", "0"]);
+    common::assert_refused(&common::run(command, b"x\n", LIMIT), 1, &["order", "loss_window 0"]);
 }
 
 #[test]

@@ -244,6 +244,13 @@ impl Guest {
         self.bytes.spend(bytes, asked);
     }
 
+    /// A live record was handed over beside the backlog: it asks nobody.
+    pub(crate) fn handed_live(&mut self, bytes: u64) {
+        self.waiting_bytes -= bytes as i64;
+        self.records.spend(1, false);
+        self.bytes.spend(bytes, false);
+    }
+
     /// The look ends with so many records that wait to be handed over.
     pub(crate) fn note_backlog(&mut self, records: u64) {
         let is_draining = self.catching_up && self.ramp_from_ns.is_some() && records > 0;

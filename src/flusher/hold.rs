@@ -34,8 +34,8 @@ mod redrive;
 
 /// Before the first probe, and between two while the sink itself knows that the topic can't be had.
 const PROBE_NS: u64 = 100_000_000;
-/// Marks our opaques: the in-flight table never has so many slots.
-const OURS: u64 = 1 << 31;
+/// Marks our opaques.
+const OURS: u64 = Opaque::REDRIVEN;
 /// Whether a report is about a record that is being redriven.
 pub(super) fn is_ours(opaque: Opaque) -> bool {
     opaque.0 & OURS != 0
@@ -127,8 +127,11 @@ struct Hold {
     /// Everything of the topic before this place has been read.
     read_to: LogPosition,
     reader: Option<AsideReader>,
-    /// Records that lie behind newer ones; and the highest number so far.
+    /// Records that lie behind newer ones; and the highest number so far. What went live has no
+    /// order with the rest: what lies behind it alone is `beside`, and has its turn where it lies.
     early: BTreeSet<(Lsn, LogPosition)>,
+    beside: BTreeSet<(Lsn, LogPosition)>,
+    highest_in_place: Lsn,
     highest: Lsn,
     early_reader: Option<AsideReader>,
     /// Those that can never be delivered, and their own reader: a topic may have many of them.
@@ -136,7 +139,7 @@ struct Hold {
     guilty_reader: Option<AsideReader>,
     /// Found at open: the main log may bring older ones.
     is_old: bool,
-    /// Everything below this number is final, but for what is early or in the queue.
+    /// Everything below this number is final, but for what is early, beside or in the queue.
     low: Lsn,
     /// Who waits for a record of a partition that is held: that is no verdict.
     receipts: BTreeMap<LogPosition, u32>,
@@ -159,6 +162,8 @@ impl Hold {
             read_to: mark,
             reader: None,
             early: BTreeSet::new(),
+            beside: BTreeSet::new(),
+            highest_in_place: Lsn(0),
             highest: Lsn(0),
             early_reader: None,
             guilty: BTreeSet::new(),
@@ -170,14 +175,19 @@ impl Hold {
     }
 
     /// A record is in the set-aside log.
-    fn added(&mut self, lsn: Lsn, position: LogPosition) {
+    fn added(&mut self, lsn: Lsn, position: LogPosition, is_live: bool) {
         if self.records == 0 && self.open.is_empty() {
             self.mark = position;
             self.low = lsn;
         }
         self.records += 1;
-        if lsn < self.highest {
+        if !is_live && lsn < self.highest_in_place {
             self.early.insert((lsn, position));
+        } else if lsn < self.highest {
+            self.beside.insert((lsn, position));
+        }
+        if !is_live {
+            self.highest_in_place = self.highest_in_place.max(lsn);
         }
         self.highest = self.highest.max(lsn);
     }
@@ -193,10 +203,6 @@ impl Hold {
         let is_due = |at: &LogPosition| self.open.get(at).is_none_or(|o| o.fate == Fate::Failed);
         let before = self.early.range(..(lsn, LogPosition::default()));
         before.copied().find(|(_, at)| is_due(at))
-    }
-
-    fn is_early(&self, lsn: Lsn, position: LogPosition) -> bool {
-        !self.early.is_empty() && self.early.contains(&(lsn, position))
     }
 
     fn has_read(&mut self, position: LogPosition) {
@@ -236,6 +242,7 @@ impl Hold {
         if let Some(open) = self.open.get_mut(&position) {
             open.fate = Fate::Final;
             self.early.remove(&(open.lsn, position));
+            self.beside.remove(&(open.lsn, position));
             self.records = self.records.saturating_sub(1);
         }
         self.move_mark();
@@ -268,8 +275,8 @@ pub(super) struct Holds {
     tickets: HashMap<u64, (Key, LogPosition)>,
     /// The latter among them.
     gathered: usize,
-    /// The first record of the span, and since when it is that.
-    front: (Lsn, u64),
+    /// The first record of each line of the span, and since when it is that.
+    fronts: [(Lsn, u64); 2],
     /// Where the last record was set aside.
     placed: Option<LogPosition>,
     next_ticket: u64,
@@ -314,7 +321,7 @@ impl Holds {
                     }
                     let reason = Reason { name: reason, code: aside.note.code };
                     let hold = holds.begin(key, || Hold::new(reason, aside.note.unix_ms, mark));
-                    hold.added(aside.lsn, aside.position);
+                    hold.added(aside.lsn, aside.position, aside.note.is_live());
                     hold.is_old = true;
                     found(topic, reason.name);
                 }
@@ -515,7 +522,13 @@ impl Flusher {
     }
 
     /// A record of what is held is in the set-aside log.
-    pub(super) fn held_is_aside(&mut self, key: Key, lsn: Lsn, position: LogPosition) {
+    pub(super) fn held_is_aside(
+        &mut self,
+        key: Key,
+        lsn: Lsn,
+        position: LogPosition,
+        is_live: bool,
+    ) {
         self.holds.segments.insert(position.segment);
         self.holds.placed = Some(position);
         #[cfg(test)]
@@ -524,7 +537,7 @@ impl Flusher {
             self.holds.moved_of_partitions += u64::from(key.partition().is_some());
         }
         if let Some(hold) = self.holds.all.get_mut(&key) {
-            hold.added(lsn, position);
+            hold.added(lsn, position, is_live);
         }
     }
 }

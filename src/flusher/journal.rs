@@ -1,7 +1,7 @@
 //! Owns the way into the log: by age, by pressure, and at close everything.
 
 use super::Flusher;
-use crate::record::Lsn;
+use crate::record::{Lsn, NO_RECEIPT};
 use crate::sequence::policy::HIGH_MARK_PARTS;
 use crate::wal::{AppendError, Wal};
 
@@ -74,6 +74,9 @@ impl Flusher {
             match appended {
                 Ok(position) => {
                     self.seq.appended(lsn, position);
+                    if frame.receipt() != NO_RECEIPT {
+                        self.receipts.push_back((lsn, frame.receipt()));
+                    }
                     self.release();
                     self.wal_works();
                 }

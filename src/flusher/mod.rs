@@ -59,6 +59,8 @@ pub(crate) struct Parts {
     pub(crate) timing: Timing,
     pub(crate) wal_full: WalFull,
     pub(crate) guest: GuestOptions,
+    /// Live records go beside the backlog, which may take so much of the span.
+    pub(crate) backlog_percent: Option<u8>,
     pub(crate) in_flight_max_records: usize,
     pub(crate) in_flight_max_bytes: u64,
     pub(crate) lane_bytes: u64,
@@ -111,6 +113,7 @@ pub(crate) struct Flusher {
     drill: Option<drill::Drill>,
     /// The first number of this run: what is below was found in the log.
     own_from: Lsn,
+    /// Of tracked records in the log, by number.
     receipts: VecDeque<(Lsn, u32)>,
     flushes: VecDeque<FlushTicket>,
     flush_seen: u64,
@@ -232,6 +235,7 @@ impl Flusher {
             in_flight_max_records: parts.in_flight_max_records,
             in_flight_max_bytes: parts.in_flight_max_bytes,
             journal,
+            backlog_percent: parts.backlog_percent,
         };
         let first = Lsn((parts.clock.unix_ms().max(0) as u64 / 1000) << 32).max(recovery.next_lsn);
         let mut seq = Sequence::new(limits, first);
@@ -463,19 +467,15 @@ impl Flusher {
             while left > 0 {
                 let Some(frame) = self.drain.pop(i) else { break };
                 left -= 1;
-                let receipt = frame.receipt();
                 let bytes = (frame.shape().body_len() + RECORD_OVERHEAD_BYTES) as u32;
                 self.guest.arrived(bytes.into());
-                let lsn = self.seq.popped(Popped {
+                self.seq.popped(Popped {
                     frame,
                     topic: frame.topic(),
                     bytes,
                     arrival_ns: self.lanes[i].ages.arrival(frame.lane_seq()),
-                    receipt,
+                    receipt: frame.receipt(),
                 });
-                if receipt != NO_RECEIPT {
-                    self.receipts.push_back((lsn, receipt));
-                }
                 self.changed = true;
             }
         }

@@ -4,7 +4,7 @@ use super::room::SET_ASIDE_FULL;
 use super::{Flusher, PRODUCE_PER_LOOK, Parked, RECORD_OVERHEAD_BYTES, STATE_EVERY_NS, hold};
 use crate::record::{LogPosition, Lsn, TopicId};
 use crate::report::{Opaque, Outcome, Report, Scope};
-use crate::sequence::{Backlog, End, Next, Source, Verdict};
+use crate::sequence::{Backlog, End, Line, Next, Source, Verdict};
 use crate::sink::ProduceError;
 use crate::wal::{AppendError, ReadError, ReadItem, SetAsideNote};
 
@@ -119,18 +119,44 @@ impl Flusher {
         }
     }
 
-    /// Moves the `produced` cursor as far as sink, span and log allow. True when it stopped
-    /// only to keep the look short.
+    /// Moves the `produced` cursor, and the `live` one before it where there is one, as far as sink,
+    /// span and log allow. True when it stopped only to keep the look short.
     pub(super) fn produce(&mut self, now_ns: u64) -> bool {
+        if !self.seq.has_live() {
+            let (more, stopped) = self.produce_line(now_ns, Line::Main);
+            self.held_up = stopped;
+            return more;
+        }
+        // Each line stops by itself: what the sink doesn't take of one says nothing about the other.
+        let (more_live, live_stopped) = self.produce_line(now_ns, Line::Live);
+        if self.seq.is_behind() {
+            self.guest.behind();
+        } else {
+            self.guest.caught_up();
+        }
+        let (more, stopped) = self.produce_line(now_ns, Line::Main);
+        self.held_up = live_stopped || stopped;
+        more_live || more
+    }
+
+    /// Whether it stopped only to keep the look short, and whether the sink didn't take a record.
+    fn produce_line(&mut self, now_ns: u64, line: Line) -> (bool, bool) {
         for _ in 0..PRODUCE_PER_LOOK {
-            let next = self.seq.next_produce();
-            match next {
-                Next::Read | Next::Produce { source: Source::Log(_), .. } => self.guest.behind(),
-                Next::Idle => self.guest.caught_up(),
-                _ => {}
+            let next = match line {
+                Line::Main => self.seq.next_produce(),
+                Line::Live => self.seq.next_live(),
+            };
+            if !self.seq.has_live() {
+                match next {
+                    Next::Read | Next::Produce { source: Source::Log(_), .. } => {
+                        self.guest.behind();
+                    }
+                    Next::Idle => self.guest.caught_up(),
+                    _ => {}
+                }
             }
-            if !self.guest.may_go() {
-                return false;
+            if line == Line::Main && !self.guest.may_go() {
+                return (false, self.held_up);
             }
             let offer = match next {
                 Next::Produce { opaque, lsn, topic, source } => {
@@ -142,21 +168,17 @@ impl Flusher {
                     }
                 }
                 Next::Read => self.read_backlog(now_ns),
-                Next::SpanFull | Next::JournalFirst | Next::Idle => {
-                    self.held_up = false;
-                    return false;
+                Next::SpanFull | Next::JournalFirst | Next::LiveFirst | Next::Idle => {
+                    return (false, false);
                 }
             };
             match offer {
                 Offer::Taken => self.changed = true,
                 Offer::Skip => {}
-                Offer::Stop => {
-                    self.held_up = true;
-                    return false;
-                }
+                Offer::Stop => return (false, true),
             }
         }
-        true
+        (true, self.held_up)
     }
 
     fn offer(
@@ -239,7 +261,12 @@ impl Flusher {
         match result {
             Ok(()) => {
                 self.seq.handed(opaque, self.sink.last_partition());
-                self.guest.handed((body_bytes + RECORD_OVERHEAD_BYTES) as u64, false);
+                let bytes = (body_bytes + RECORD_OVERHEAD_BYTES) as u64;
+                if opaque.is_live() {
+                    self.guest.handed_live(bytes);
+                } else {
+                    self.guest.handed(bytes, false);
+                }
                 Offer::Taken
             }
             Err(ProduceError::Busy) => Offer::Stop,
@@ -476,13 +503,15 @@ impl Flusher {
             },
         };
         self.reads[ReadOf::Parked as usize] = ReadTrouble::default();
-        let held_reason = |key: hold::Key| SetAsideNote::held_reason(reason.name, key.partition());
+        let is_live = parked.opaque.is_live();
+        let held_reason =
+            |key: hold::Key| SetAsideNote::held_reason(reason.name, key.partition(), is_live);
         let held = parked.held.map(held_reason);
         let words = held.as_deref().unwrap_or(reason.name);
         match wal.set_aside(lsn, &record, words, reason.code, now) {
             Ok(position) => {
                 match parked.held {
-                    Some(key) => self.held_is_aside(key, lsn, position),
+                    Some(key) => self.held_is_aside(key, lsn, position, is_live),
                     None => self.holds.has_dead(position),
                 }
                 Ok(End::SetAside(reason.name))

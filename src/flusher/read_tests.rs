@@ -93,6 +93,7 @@ impl Rig {
                 loss_window_ns: Some(1_000 * MS),
                 answer_ns: 0,
             },
+            backlog_percent: None,
             in_flight_max_records: 64,
             in_flight_max_bytes: 1 << 20,
             lane_bytes: 16 << 10,

@@ -5,17 +5,18 @@
 //! together cover everything that is not final.
 
 use super::books::Books;
-use super::inflight::{InFlight, NO_SLOT, State};
+use super::inflight::{InFlight, Line, NO_SLOT, State};
+use super::live::Live;
 use super::words::{Backlog, End, Finished, Journal, Limits, Next, Popped, Source, Verdict};
 use crate::record::{ANY_PARTITION, LogPosition, Lsn, TopicId};
 use crate::report::{Opaque, Outcome, Scope};
 use std::collections::VecDeque;
 
 #[derive(Clone, Hash, Debug)]
-struct Held<F> {
-    popped: Popped<F>,
-    slot: u32,
-    done: bool,
+pub(super) struct Held<F> {
+    pub(super) popped: Popped<F>,
+    pub(super) slot: u32,
+    pub(super) done: bool,
 }
 
 /// Records popped by one look: up to which number, and when the oldest of them came.
@@ -37,24 +38,32 @@ pub(crate) struct Broken {
     pub(crate) span: bool,
     /// Rule 4: a frame is released when it is handed over.
     pub(crate) release_after_journal: bool,
+    /// Rule 5: the reader doesn't pass over what went live.
+    pub(crate) live_once: bool,
+    /// Rule 5: `acked` goes by the live line alone.
+    pub(crate) acked_of_both: bool,
+    /// Rule 5: the backlog doesn't wait for what is older and live.
+    pub(crate) older_live_first: bool,
 }
 
 /// One sequence of records over one log. `F` names an arena frame.
 #[derive(Clone, Debug)]
 pub struct Sequence<F> {
-    limits: Limits,
-    next: Lsn,
-    produced: Lsn,
+    pub(super) limits: Limits,
+    pub(super) next: Lsn,
+    pub(super) produced: Lsn,
+    /// Where live records go beside the backlog.
+    pub(super) live: Option<Live>,
     /// From here on records are in memory: `memory[i]` has number `journaled + i`.
-    journaled: Lsn,
-    memory: VecDeque<Held<F>>,
+    pub(super) journaled: Lsn,
+    pub(super) memory: VecDeque<Held<F>>,
     batches: VecDeque<Batch>,
     batch_open: bool,
-    in_flight: InFlight,
+    pub(super) in_flight: InFlight,
     /// The log holds records from `produced` on that have not been admitted.
-    backlog: Option<LogPosition>,
+    pub(super) backlog: Option<LogPosition>,
     released: Vec<F>,
-    books: Books,
+    pub(super) books: Books,
     #[cfg(test)]
     pub(crate) broken: Broken,
 }
@@ -67,6 +76,7 @@ impl<F: Copy> Sequence<F> {
             limits,
             next,
             produced: next,
+            live: Live::of(&limits, next),
             journaled: next,
             memory: VecDeque::new(),
             batches: VecDeque::new(),
@@ -133,10 +143,10 @@ impl<F: Copy> Sequence<F> {
     /// The next step of the `produced` cursor. Changes nothing that matters until
     /// [`Sequence::handed`]: a sink that is busy is simply asked again later.
     pub fn next_produce(&mut self) -> Next<F> {
-        if let Some(slot) = self.in_flight.next_waiting() {
-            return self.to_produce(slot);
+        if let Some(slot) = self.in_flight.next_waiting(Line::Main) {
+            return if self.waits_for_live(slot) { Next::LiveFirst } else { self.to_produce(slot) };
         }
-        if self.span_is_full() {
+        if self.is_span_full() {
             let nothing_left = self.backlog.is_none() && self.produced >= self.next;
             return if nothing_left { Next::Idle } else { Next::SpanFull };
         }
@@ -144,6 +154,9 @@ impl<F: Copy> Sequence<F> {
             return Next::Read;
         }
         self.produced = self.produced.max(self.journaled);
+        if self.live.is_some() {
+            return Next::Idle;
+        }
         while let Some(held) = self.memory.get((self.produced.0 - self.journaled.0) as usize) {
             if held.done {
                 self.produced = self.produced.next();
@@ -153,7 +166,7 @@ impl<F: Copy> Sequence<F> {
                 return Next::JournalFirst;
             }
             let p = held.popped;
-            let slot = self.in_flight.admit(self.produced, p.topic, p.bytes, p.receipt);
+            let slot = self.in_flight.admit(Line::Main, self.produced, p.topic, p.bytes, p.receipt);
             let at = (self.produced.0 - self.journaled.0) as usize;
             self.memory[at].slot = slot;
             self.produced = self.produced.next();
@@ -162,7 +175,7 @@ impl<F: Copy> Sequence<F> {
         Next::Idle
     }
 
-    fn to_produce(&self, slot: u32) -> Next<F> {
+    pub(super) fn to_produce(&self, slot: u32) -> Next<F> {
         let Some(entry) = self.in_flight.get(slot) else { return Next::Idle };
         match self.source(slot) {
             Some(source) => {
@@ -184,10 +197,15 @@ impl<F: Copy> Sequence<F> {
         self.memory.get(at as usize).map(|h| Source::Memory(h.popped.frame))
     }
 
-    fn span_is_full(&self) -> bool {
+    fn is_span_full(&self) -> bool {
         #[cfg(test)]
         if self.broken.span {
             return false;
+        }
+        if let Some(live) = &self.live
+            && live.is_share_full(&self.limits, &self.in_flight)
+        {
+            return true;
         }
         self.in_flight.span_records() >= self.limits.in_flight_max_records
             || self.in_flight.span_bytes() >= self.limits.in_flight_max_bytes
@@ -217,11 +235,12 @@ impl<F: Copy> Sequence<F> {
     /// A record read at the `produced` cursor. The reader stands behind it now. One that was
     /// admitted before is passed over: a reader that is set up anew starts at the last of them.
     pub fn admit(&mut self, frame: Backlog) {
-        if frame.lsn < self.produced {
+        if frame.lsn < self.produced || self.passes_over(&frame) {
             return;
         }
         self.backlog = Some(frame.position);
-        let slot = self.in_flight.admit(frame.lsn, frame.topic, frame.bytes, frame.receipt);
+        let Backlog { lsn, topic, bytes, receipt, .. } = frame;
+        let slot = self.in_flight.admit(Line::Main, lsn, topic, bytes, receipt);
         if let Some(entry) = self.in_flight.get_mut(slot) {
             entry.journaled = Some(frame.position);
         }
@@ -231,13 +250,19 @@ impl<F: Copy> Sequence<F> {
 
     /// The log could not give back this many records that it had counted.
     pub fn damaged(&mut self, records: u64) {
-        self.books.damaged += records;
+        match &mut self.live {
+            // What of it went live is told apart at the next frame.
+            Some(live) if live.has_ahead() => live.damaged += records,
+            _ => self.books.damaged += records,
+        }
     }
 
     /// The reader has read everything that was appended: the backlog is admitted.
     pub fn caught_up(&mut self) {
+        self.judge_damage(self.journaled);
         self.backlog = None;
         self.produced = self.produced.max(self.journaled);
+        self.no_backlog();
     }
 
     // ---- reports -------------------------------------------------------------------------
@@ -301,10 +326,13 @@ impl<F: Copy> Sequence<F> {
         self.in_flight.owed_of(topic)
     }
 
-    /// Whether a record of this topic with a number below `lsn` is owed.
+    /// Whether a record of this topic with a number below `lsn` is owed that goes before it: a
+    /// live one doesn't wait for the backlog.
     #[must_use]
-    pub fn owes_before(&self, topic: TopicId, lsn: Lsn) -> bool {
-        self.in_flight.owed_of(topic) > 0 && self.in_flight.owes_before(topic, lsn)
+    pub fn owes_before(&self, topic: TopicId, lsn: Lsn, of: Opaque) -> bool {
+        let owes = |line| self.in_flight.owes_before(line, topic, lsn);
+        self.in_flight.owed_of(topic) > 0
+            && (owes(Line::Live) || (!of.is_live() && owes(Line::Main)))
     }
 
     /// What the sink has of this partition and owes a report for, in order.
@@ -314,10 +342,10 @@ impl<F: Copy> Sequence<F> {
         slots.filter_map(|s| Some((self.in_flight.get(s)?.lsn, self.in_flight.opaque(s)))).collect()
     }
 
-    /// The first record of the span, and where it went, if the sink owes a report for it.
+    /// The first record of a line, and where it went, if the sink owes a report for it.
     #[must_use]
-    pub fn first_handed(&self) -> Option<(Lsn, TopicId, i32)> {
-        let entry = self.in_flight.first().filter(|e| e.state == State::Handed)?;
+    pub fn first_handed(&self, line: Line) -> Option<(Lsn, TopicId, i32)> {
+        let entry = self.in_flight.first(line).filter(|e| e.state == State::Handed)?;
         Some((entry.lsn, entry.topic, entry.partition))
     }
 
@@ -328,10 +356,14 @@ impl<F: Copy> Sequence<F> {
         slot.and_then(|s| self.in_flight.get(s)).is_some_and(|e| e.state == State::Handed)
     }
 
-    /// The oldest record of the span that has to be handed over, or handed over again.
-    pub fn first_waiting(&mut self) -> Option<Lsn> {
-        let slot = self.in_flight.next_waiting()?;
-        self.in_flight.get(slot).map(|e| e.lsn)
+    /// Whether a record below `lsn` that goes before it has to be handed over, or handed over again:
+    /// a live one doesn't wait for the backlog.
+    pub fn waits_before(&mut self, lsn: Lsn, of: Opaque) -> bool {
+        let mut waits = |line| {
+            let slot = self.in_flight.next_waiting(line);
+            slot.and_then(|s| self.in_flight.get(s)).is_some_and(|e| e.lsn < lsn)
+        };
+        waits(Line::Live) || (!of.is_live() && waits(Line::Main))
     }
 
     /// Where the bytes of a parked record lie now: the log may have got them meanwhile.
@@ -373,6 +405,7 @@ impl<F: Copy> Sequence<F> {
             self.let_go(entry.lsn);
         }
         self.in_flight.done(slot);
+        self.forget_ahead();
         Some(Finished {
             lsn: entry.lsn,
             topic: entry.topic,
@@ -392,7 +425,7 @@ impl<F: Copy> Sequence<F> {
 
     /// Gives up everything that is in memory only (a pipeline without a log that closes).
     pub fn abandon(&mut self, reason: &'static str) -> Vec<Finished> {
-        let slots: Vec<u32> = self.in_flight.unfinished().collect();
+        let slots: Vec<u32> = self.in_flight.unfinished(self.next).collect();
         let end = End::Dropped(reason);
         let mut finished: Vec<Finished> = slots
             .into_iter()
@@ -450,14 +483,13 @@ impl<F: Copy> Sequence<F> {
     /// The log is about to let go of everything below `end`: what of it was admitted ends here,
     /// in order. A record that the sink has may still arrive; its report finds nothing any more.
     pub fn drop_admitted(&mut self, end: Lsn, reason: &'static str) -> Vec<Finished> {
-        let below = |slot: &u32| self.in_flight.get(*slot).is_some_and(|e| e.lsn < end);
-        let slots: Vec<u32> = self.in_flight.unfinished().take_while(below).collect();
+        let slots: Vec<u32> = self.in_flight.unfinished(end).collect();
         slots.into_iter().filter_map(|slot| self.end(slot, End::Dropped(reason))).collect()
     }
 
     /// The same for a record of the backlog, read at the `produced` cursor instead of admitted.
     pub fn end_unread(&mut self, frame: Backlog, end: End) -> Option<Finished> {
-        if frame.lsn < self.produced {
+        if frame.lsn < self.produced || self.passes_over(&frame) {
             return None;
         }
         self.backlog = Some(frame.position);
@@ -471,7 +503,9 @@ impl<F: Copy> Sequence<F> {
 
     /// Nothing below `end` is left in the log.
     pub fn dropped_below(&mut self, end: Lsn) {
+        self.judge_damage(end.min(self.journaled));
         self.produced = self.produced.max(end.min(self.journaled));
+        self.forget_ahead();
     }
 
     /// A new instance begins: everything that is not final is produced again from `acked`.
@@ -508,6 +542,10 @@ impl<F: Copy> Sequence<F> {
             self.backlog.get_or_insert(position);
         } else if let Some(entry) = self.in_flight.get_mut(slot) {
             entry.journaled = Some(position);
+            let is_live = entry.line == Line::Live;
+            if is_live {
+                self.went_ahead(lsn);
+            }
             #[cfg(test)]
             if self.broken.produced_once {
                 self.in_flight.again(slot);
@@ -571,7 +609,15 @@ impl<F: Copy> Sequence<F> {
     /// Everything below is final.
     #[must_use]
     pub fn acked(&self) -> Lsn {
-        self.in_flight.first().map_or(self.produced, |e| e.lsn)
+        let first = |line| self.in_flight.first(line).map(|e| e.lsn);
+        #[cfg(test)]
+        if self.broken.acked_of_both
+            && let Some(live) = &self.live
+        {
+            return first(Line::Live).unwrap_or(live.cursor);
+        }
+        let main = first(Line::Main).unwrap_or(self.produced);
+        first(Line::Live).map_or(main, |live| live.min(main))
     }
 
     /// Records in memory only; not final, not journaled.
@@ -589,7 +635,8 @@ impl<F: Copy> Sequence<F> {
     /// Records popped that no instance has been given.
     #[must_use]
     pub fn waiting_in_memory(&self) -> u64 {
-        self.next.0 - self.produced.0.clamp(self.journaled.0, self.next.0)
+        let cursor = self.live.as_ref().map_or(self.produced, |live| live.cursor);
+        self.next.0 - cursor.0.clamp(self.journaled.0, self.next.0)
     }
 
     /// Records that the sink owes a report for.
@@ -598,7 +645,7 @@ impl<F: Copy> Sequence<F> {
         self.in_flight.handed()
     }
 
-    /// Numbers between `acked` and `produced`.
+    /// Numbers between `acked` and `produced`; with live records first, entries of both lines.
     #[must_use]
     pub fn span_records(&self) -> usize {
         self.in_flight.span_records()
@@ -628,6 +675,7 @@ impl<F: Copy> Sequence<F> {
     ) {
         use std::hash::Hash;
         (self.next, self.produced, self.journaled, self.backlog.is_some()).hash(to);
+        self.live.hash(to);
         for held in &self.memory {
             (held.done, held.slot == NO_SLOT).hash(to);
             if !held.done {

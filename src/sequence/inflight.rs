@@ -1,9 +1,22 @@
-//! Owns the in-flight table: a slab of entries with generations, and the order in which they
-//! were admitted. An entry lives from its admission (at `produced`) until `acked` passes it.
+//! Owns the in-flight table: a slab of entries with generations, and two lines of them, each in the
+//! order of their numbers: what the `produced` cursor admitted, and what the `live` one did. An
+//! entry leaves once it is final and so is everything before it in its line; one of the main line
+//! also waits for what is older in the live one. So whatever is final above `acked` is still here.
 
 use crate::record::{ANY_PARTITION, LogPosition, Lsn, TopicId};
 use crate::report::Opaque;
 use std::collections::VecDeque;
+
+/// Which cursor admitted an entry.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Line {
+    /// `produced`: everything, or with live records first what was read from the log.
+    Main = 0,
+    /// `live`: what never waited in the log.
+    Live = 1,
+}
+
+const LINES: [Line; 2] = [Line::Main, Line::Live];
 
 /// No slot.
 pub(super) const NO_SLOT: u32 = u32::MAX;
@@ -29,9 +42,10 @@ pub(super) struct Entry {
     pub(super) bytes: u32,
     pub(super) receipt: u32,
     pub(super) state: State,
+    pub(super) line: Line,
     /// Where the log has it, once it has.
     pub(super) journaled: Option<LogPosition>,
-    /// Its place in the order of admission.
+    /// Its place in the order of its line.
     ticket: u64,
 }
 
@@ -41,16 +55,22 @@ struct Slot {
     entry: Option<Entry>,
 }
 
-/// The table. `order` holds slots by admission; `cursor` is the ticket of the first entry that
-/// may still have to be handed over.
-#[derive(Clone, Debug)]
-pub(super) struct InFlight {
-    slots: Vec<Slot>,
-    free: Vec<u32>,
+/// `order` holds slots by admission; `cursor` is the ticket of the first entry that may still have
+/// to be handed over.
+#[derive(Clone, Debug, Default)]
+struct Queue {
     order: VecDeque<u32>,
     first_ticket: u64,
     cursor: u64,
     bytes: u64,
+}
+
+/// The table.
+#[derive(Clone, Debug)]
+pub(super) struct InFlight {
+    slots: Vec<Slot>,
+    free: Vec<u32>,
+    lines: [Queue; 2],
     handed: usize,
     /// Entries that wait or are handed, by topic.
     owed_of: Vec<u64>,
@@ -61,32 +81,46 @@ impl InFlight {
         InFlight {
             slots: Vec::new(),
             free: Vec::new(),
-            order: VecDeque::new(),
-            first_ticket: 0,
-            cursor: 0,
-            bytes: 0,
+            lines: Default::default(),
             handed: 0,
             owed_of: Vec::new(),
         }
     }
 
-    /// Numbers between `acked` and `produced`, final ones included.
+    /// Entries of both lines, final ones included.
     pub(super) fn span_records(&self) -> usize {
-        self.order.len()
+        LINES.iter().map(|line| self.records_of(*line)).sum()
     }
 
     /// Their bytes.
     pub(super) fn span_bytes(&self) -> u64 {
-        self.bytes
+        self.lines.iter().map(|l| l.bytes).sum()
     }
 
-    /// The oldest entry.
-    pub(super) fn first(&self) -> Option<&Entry> {
-        self.order.front().and_then(|s| self.get(*s))
+    pub(super) fn records_of(&self, line: Line) -> usize {
+        self.lines[line as usize].order.len()
     }
 
-    pub(super) fn admit(&mut self, lsn: Lsn, topic: TopicId, bytes: u32, receipt: u32) -> u32 {
-        let ticket = self.first_ticket + self.order.len() as u64;
+    pub(super) fn bytes_of(&self, line: Line) -> u64 {
+        self.lines[line as usize].bytes
+    }
+
+    /// A line's oldest entry.
+    pub(super) fn first(&self, line: Line) -> Option<&Entry> {
+        self.lines[line as usize].order.front().and_then(|s| self.get(*s))
+    }
+
+    /// The entry gets its place at the end of its line.
+    pub(super) fn admit(
+        &mut self,
+        line: Line,
+        lsn: Lsn,
+        topic: TopicId,
+        bytes: u32,
+        receipt: u32,
+    ) -> u32 {
+        let queue = &self.lines[line as usize];
+        let ticket = queue.first_ticket + queue.order.len() as u64;
         let entry = Entry {
             lsn,
             topic,
@@ -94,6 +128,7 @@ impl InFlight {
             bytes,
             receipt,
             state: State::Waiting,
+            line,
             journaled: None,
             ticket,
         };
@@ -110,18 +145,22 @@ impl InFlight {
             self.owed_of.resize(topic + 1, 0);
         }
         self.owed_of[topic] += 1;
-        self.order.push_back(slot);
-        self.bytes += u64::from(bytes);
+        let queue = &mut self.lines[line as usize];
+        queue.order.push_back(slot);
+        queue.bytes += u64::from(bytes);
         slot
     }
 
     pub(super) fn opaque(&self, slot: u32) -> Opaque {
-        Opaque(u64::from(self.slots[slot as usize].generation) << 32 | u64::from(slot))
+        let s = &self.slots[slot as usize];
+        let is_live = s.entry.is_some_and(|e| e.line == Line::Live);
+        let opaque = u64::from(s.generation) << 32 | u64::from(slot);
+        Opaque(opaque | if is_live { Opaque::LIVE } else { 0 })
     }
 
     /// The slot that `opaque` names, if its generation still stands.
     pub(super) fn find(&self, opaque: Opaque) -> Option<u32> {
-        let slot = opaque.0 as u32;
+        let slot = (opaque.0 & !Opaque::LIVE) as u32;
         let s = self.slots.get(slot as usize)?;
         (s.entry.is_some() && s.generation == (opaque.0 >> 32) as u32).then_some(slot)
     }
@@ -135,75 +174,102 @@ impl InFlight {
         self.slots.get_mut(slot as usize)?.entry.as_mut()
     }
 
-    /// The first entry in order that has to be handed over.
-    pub(super) fn next_waiting(&mut self) -> Option<u32> {
-        while let Some(&slot) = self.order.get((self.cursor - self.first_ticket) as usize) {
+    /// The first entry of a line that has to be handed over.
+    pub(super) fn next_waiting(&mut self, line: Line) -> Option<u32> {
+        let l = line as usize;
+        loop {
+            let queue = &self.lines[l];
+            let slot = *queue.order.get((queue.cursor - queue.first_ticket) as usize)?;
             if self.get(slot).is_some_and(|e| e.state == State::Waiting) {
                 return Some(slot);
             }
-            self.cursor += 1;
+            self.lines[l].cursor += 1;
         }
-        None
     }
 
     /// The entry has to be handed over again: the cursor goes back to it.
     pub(super) fn again(&mut self, slot: u32) {
         self.set_state(slot, State::Waiting);
-        if let Some(ticket) = self.get(slot).map(|e| e.ticket) {
-            self.cursor = self.cursor.min(ticket);
+        if let Some((ticket, line)) = self.get(slot).map(|e| (e.ticket, e.line)) {
+            let queue = &mut self.lines[line as usize];
+            queue.cursor = queue.cursor.min(ticket);
         }
     }
 
-    /// The entry is final. It and its final neighbours leave at the front of the order.
+    /// The entry is final. It and its final neighbours leave at the front of their lines.
     pub(super) fn done(&mut self, slot: u32) {
         self.set_state(slot, State::Done);
-        while let Some(&front) = self.order.front() {
+        self.leave(Line::Live);
+        self.leave(Line::Main);
+    }
+
+    fn leave(&mut self, line: Line) {
+        let older = match line {
+            Line::Main => self.first(Line::Live).map(|e| e.lsn),
+            Line::Live => None,
+        };
+        let queue = &mut self.lines[line as usize];
+        while let Some(&front) = queue.order.front() {
             let s = &mut self.slots[front as usize];
             let Some(entry) = s.entry.filter(|e| e.state == State::Done) else { break };
+            if older.is_some_and(|older| older < entry.lsn) {
+                break;
+            }
             s.entry = None;
             s.generation = s.generation.wrapping_add(1);
-            self.bytes -= u64::from(entry.bytes);
+            queue.bytes -= u64::from(entry.bytes);
             self.free.push(front);
-            self.order.pop_front();
-            self.first_ticket += 1;
+            queue.order.pop_front();
+            queue.first_ticket += 1;
         }
-        self.cursor = self.cursor.max(self.first_ticket);
+        queue.cursor = queue.cursor.max(queue.first_ticket);
     }
 
     /// A new instance begins: what the old one owed has to be handed over again, under new
     /// generations. Returns how many that were.
     pub(super) fn new_instance(&mut self) -> u64 {
         let mut owed = 0;
-        for slot in &self.order {
-            let s = &mut self.slots[*slot as usize];
-            if let Some(entry) = s.entry.as_mut().filter(|e| e.state == State::Handed) {
-                entry.state = State::Waiting;
-                s.generation = s.generation.wrapping_add(1);
-                owed += 1;
+        for queue in &mut self.lines {
+            for slot in &queue.order {
+                let s = &mut self.slots[*slot as usize];
+                if let Some(entry) = s.entry.as_mut().filter(|e| e.state == State::Handed) {
+                    entry.state = State::Waiting;
+                    s.generation = s.generation.wrapping_add(1);
+                    owed += 1;
+                }
             }
+            queue.cursor = queue.first_ticket;
         }
-        self.cursor = self.first_ticket;
         self.handed = 0;
         owed
     }
 
-    /// Every entry that is not final, in order.
-    pub(super) fn unfinished(&self) -> impl Iterator<Item = u32> + '_ {
-        self.order.iter().copied().filter(|s| self.get(*s).is_some_and(|e| e.state != State::Done))
+    fn entries(&self, line: Line) -> impl Iterator<Item = (u32, &Entry)> {
+        let slots = self.lines[line as usize].order.iter();
+        slots.filter_map(|s| Some((*s, self.get(*s)?)))
     }
 
-    /// The entries that the sink has put into this partition, in order.
+    /// Every entry below `end` that is not final, line by line in order.
+    pub(super) fn unfinished(&self, end: Lsn) -> impl Iterator<Item = u32> + '_ {
+        let below = move |line| self.entries(line).take_while(move |(_, e)| e.lsn < end);
+        let both = below(Line::Main).chain(below(Line::Live));
+        both.filter(|(_, e)| e.state != State::Done).map(|(slot, _)| slot)
+    }
+
+    /// The entries that the sink has put into this partition, line by line in order.
     pub(super) fn handed_to(&self, topic: TopicId, partition: i32) -> impl Iterator<Item = u32> {
         let is_there =
             move |e: &Entry| (e.state, e.topic, e.partition) == (State::Handed, topic, partition);
-        self.order.iter().copied().filter(move |s| self.get(*s).is_some_and(is_there))
+        let both = self.entries(Line::Main).chain(self.entries(Line::Live));
+        both.filter(move |(_, e)| is_there(e)).map(|(slot, _)| slot)
     }
 
-    /// Whether one of this topic below `lsn` waits to be handed over or for its report.
-    pub(super) fn owes_before(&self, topic: TopicId, lsn: Lsn) -> bool {
+    /// Whether one of this topic below `lsn`, of this line, waits to be handed over or for its
+    /// report.
+    pub(super) fn owes_before(&self, line: Line, topic: TopicId, lsn: Lsn) -> bool {
         let is_owed = |e: &Entry| matches!(e.state, State::Waiting | State::Handed);
-        let entries = self.order.iter().filter_map(|s| self.get(*s));
-        entries.take_while(|e| e.lsn < lsn).any(|e| e.topic == topic && is_owed(e))
+        let mut before = self.entries(line).take_while(|(_, e)| e.lsn < lsn);
+        before.any(|(_, e)| e.topic == topic && is_owed(e))
     }
 
     /// How many of this topic wait to be handed over or for their report.
@@ -234,9 +300,12 @@ impl InFlight {
     #[cfg(test)]
     pub(super) fn canonical(&self, to: &mut impl std::hash::Hasher) {
         use std::hash::Hash;
-        (self.cursor - self.first_ticket).hash(to);
-        for entry in self.order.iter().filter_map(|s| self.get(*s)) {
-            (entry.lsn.0, entry.state, entry.journaled.is_some()).hash(to);
+        for line in LINES {
+            let queue = &self.lines[line as usize];
+            (queue.cursor - queue.first_ticket, queue.order.len()).hash(to);
+            for (_, entry) in self.entries(line) {
+                (entry.lsn.0, entry.state, entry.journaled.is_some()).hash(to);
+            }
         }
     }
 }

@@ -9,6 +9,8 @@
 //! | `journaled` | put into the log |
 //! | `acked` | become final: everything below it is |
 //!
+//! Where live records go first there is a fourth, `live`, which walks memory only: `live.rs`.
+//!
 //! There are no modes. "Direct" is `produced` ahead of `journaled`, "spilling" the reverse,
 //! "replay" is `produced` walking frames of the log, a rebuild sets `produced` back to `acked`.
 //!
@@ -22,10 +24,14 @@
 //!    between `acked` and `produced`.
 //! 4. **Release after journal.** An arena frame is released once its record is final or the
 //!    log has it, never before.
+//! 5. **Live beside the backlog.** What the `live` cursor took is never read back from the log;
+//!    `acked` is below what is open of either line; no record of the backlog goes before an older
+//!    live one.
 
 mod books;
 mod cursors;
 mod inflight;
+mod live;
 pub mod policy;
 mod words;
 
@@ -33,6 +39,7 @@ pub use books::{Books, Counts, TopicBooks};
 #[cfg(test)]
 pub(crate) use cursors::Broken;
 pub use cursors::Sequence;
+pub use inflight::Line;
 pub use words::{Backlog, End, Finished, Journal, Limits, Next, Popped, Source, Verdict};
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! Owns the tests of the sequence: rule by rule, then every interleaving at small sizes.
 
 mod explorer;
+mod live;
 mod room;
 mod world;
 
@@ -12,7 +13,12 @@ const NONE: u32 = u32::MAX;
 const T: TopicId = TopicId(0);
 
 fn limits(records: usize, journal: Journal) -> Limits {
-    Limits { in_flight_max_records: records, in_flight_max_bytes: u64::MAX, journal }
+    Limits {
+        in_flight_max_records: records,
+        in_flight_max_bytes: u64::MAX,
+        journal,
+        backlog_percent: None,
+    }
 }
 
 fn sequence(records: usize) -> Sequence<u32> {

@@ -23,6 +23,10 @@ pub struct Limits {
     pub in_flight_max_bytes: u64,
     /// When a record must be in the log.
     pub journal: Journal,
+    /// Live records go beside the backlog, which may take this much of both bounds, in parts of a
+    /// hundred. `None`: the backlog goes first. Nothing with [`Journal::First`] or
+    /// [`Journal::Off`], or with a bound of one record: there is no beside then.
+    pub backlog_percent: Option<u8>,
 }
 
 /// A record that the flusher took from a lane.
@@ -70,6 +74,8 @@ pub enum Next<F> {
     SpanFull,
     /// The next record must be journaled before it may be produced.
     JournalFirst,
+    /// An older record of the live line has to be handed over first.
+    LiveFirst,
     /// Nothing to do.
     Idle,
 }

@@ -45,11 +45,11 @@ struct Request {
     fate: Fate,
 }
 
-/// Two requests for one record differ by their fate alone: which slot the opaque names decides
+/// Two requests for one record differ by fate and line alone: which slot the opaque names decides
 /// nothing.
 impl Hash for Request {
     fn hash<H: Hasher>(&self, to: &mut H) {
-        (self.id, self.fate).hash(to);
+        (self.id, self.fate, self.opaque.is_live()).hash(to);
     }
 }
 
@@ -187,7 +187,7 @@ impl Brokers {
         let run = self.live.run;
         let Some(request) = self.pending(partition) else { return Ok(()) };
         request.fate = Fate::Appended;
-        checker.arrived(request.id, run)
+        checker.arrived(request.id, run, request.opaque)
     }
 
     /// The partition refuses its next request, or says so.
@@ -199,7 +199,7 @@ impl Brokers {
     ) -> Result<(), Violation> {
         let run = self.live.run;
         let Some(request) = self.pending(partition) else { return Ok(()) };
-        let id = request.id;
+        let (id, opaque) = (request.id, request.opaque);
         if how.appended {
             request.fate = Fate::AppendedUnknown(how.scope);
         } else {
@@ -210,7 +210,7 @@ impl Brokers {
             self.live.barred[partition] = true;
         }
         if how.appended {
-            checker.arrived(id, run)?;
+            checker.arrived(id, run, opaque)?;
             checker.allow_duplicates(1);
         } else if how.scope == Scope::Record || (how.scope == Scope::Topic && !how.held) {
             checker.refused(id);
@@ -240,6 +240,6 @@ impl Brokers {
         if dead.queues.iter().all(VecDeque::is_empty) {
             self.dead.remove(instance);
         }
-        checker.arrived(request.id, run)
+        checker.arrived(request.id, run, request.opaque)
     }
 }

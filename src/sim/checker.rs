@@ -8,10 +8,15 @@
 //!   while the later one was already handed over (`reordered`); or it is of an older run, whose
 //!   crash may have lost it, or a power cut may have. In the last case it may arrive later only
 //!   by a request of a run that was dead then (`late_survivors`).
+//!   With live records first an opaque says which line a record went in, and what went live, or was
+//!   redriven, may come before older ones that have not: those lie in the log, so no crash of the
+//!   process may lose them, and none of them may be handed over live. What comes from the backlog
+//!   comes before nothing older.
 //! - **Loss.** At the end, what has not arrived was refused for good or was lost by the crash
 //!   of its own run, within the window.
 //! - **Duplicates.** Copies beyond the first never exceed what crashes and rebuilds allowed.
 
+use crate::report::Opaque;
 use std::hash::{Hash, Hasher};
 
 /// A record's number in the order sent over all threads.
@@ -40,6 +45,10 @@ struct Record {
     may_be_lost: bool,
     /// A power cut came while it was younger than the window: later ones may have survived it.
     may_be_hole: bool,
+    /// It was handed over live in this run.
+    went_live: bool,
+    /// A younger one of its stream arrived before it and is live: it lies in the log.
+    overtaken: bool,
 }
 
 /// What happened, for the figures that a test prints.
@@ -49,6 +58,8 @@ pub(crate) struct Seen {
     pub(crate) reordered: u32,
     pub(crate) duplicates: u32,
     pub(crate) refused_late: u32,
+    /// Records of a backlog that live ones came before.
+    pub(crate) overtaken: u32,
 }
 
 /// The checker.
@@ -62,6 +73,8 @@ pub(crate) struct Checker {
     run: u8,
     /// Nothing is handed over before it is journaled: no late survivors.
     log_first: bool,
+    /// Live records go beside the backlog.
+    live_first: bool,
     duplicates_allowed: u32,
     seen: Seen,
 }
@@ -76,14 +89,15 @@ impl Hash for Checker {
             } else {
                 (r.accepted, r.run, r.at, r.refused, r.failing).hash(to);
                 (&r.may_precede, r.passed_by_run, r.may_be_lost, r.may_be_hole).hash(to);
+                (r.went_live, r.overtaken).hash(to);
             }
         }
     }
 }
 
 impl Checker {
-    pub(crate) fn new(log_first: bool) -> Self {
-        Checker { log_first, ..Checker::default() }
+    pub(crate) fn new(log_first: bool, live_first: bool) -> Self {
+        Checker { log_first, live_first, ..Checker::default() }
     }
 
     pub(crate) fn seen(&self) -> Seen {
@@ -121,8 +135,23 @@ impl Checker {
         self.streams[s].push(id);
     }
 
+    /// The sink was handed the record.
+    pub(crate) fn handed(&mut self, id: Id, by: Opaque) -> Result<(), Violation> {
+        let Some(record) = self.records.get_mut(id as usize).filter(|_| by.is_live()) else {
+            return Ok(());
+        };
+        if !self.live_first {
+            return Err(format!("record {id} went live though the backlog goes first"));
+        }
+        if record.overtaken && !record.went_live {
+            return Err(format!("record {id} went live after a younger one of its stream"));
+        }
+        record.went_live = true;
+        Ok(())
+    }
+
     /// A partition appended a request of run `by_run`.
-    pub(crate) fn arrived(&mut self, id: Id, by_run: u8) -> Result<(), Violation> {
+    pub(crate) fn arrived(&mut self, id: Id, by_run: u8, by: Opaque) -> Result<(), Violation> {
         let Some(record) = self.records.get_mut(id as usize).filter(|r| r.accepted) else {
             return Err(format!("record {id} arrived and was never sent"));
         };
@@ -151,15 +180,16 @@ impl Checker {
         if refused {
             self.seen.refused_late += 1;
         }
-        self.earlier_ones_have_arrived(id, stream, run, by_run)
+        let is_beside = self.live_first && (by.is_live() || by.0 & Opaque::REDRIVEN != 0);
+        self.earlier_ones_have_arrived(id, stream, (run, by_run), is_beside)
     }
 
     fn earlier_ones_have_arrived(
         &mut self,
         id: Id,
         stream: usize,
-        run: u8,
-        by_run: u8,
+        (run, by_run): (u8, u8),
+        is_beside: bool,
     ) -> Result<(), Violation> {
         let mut at = self.settled[stream];
         let mut all_settled = true;
@@ -178,6 +208,12 @@ impl Checker {
             }
             if record.failing || record.may_precede.contains(&id) {
                 self.seen.reordered += 1;
+            } else if is_beside && !record.went_live {
+                self.seen.overtaken += u32::from(!record.overtaken);
+                record.overtaken = true;
+                if record.run == run {
+                    record.may_be_lost = record.may_be_hole;
+                }
             } else if record.may_be_hole || (record.run < run && record.may_be_lost) {
                 record.passed_by_run = record.passed_by_run.max(Some(by_run));
             } else {
@@ -220,8 +256,10 @@ impl Checker {
         let run = self.run;
         for record in self.records.iter_mut().filter(|r| r.accepted && r.copies == 0) {
             let young = record.at > safe_until;
-            record.may_be_lost |= young && (power_cut || record.run == run);
+            let in_log = record.overtaken;
+            record.may_be_lost |= young && (power_cut || (record.run == run && !in_log));
             record.may_be_hole |= young && power_cut;
+            (record.went_live, record.overtaken) = (false, false);
         }
         self.run += 1;
     }

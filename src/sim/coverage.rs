@@ -28,6 +28,8 @@ pub(super) struct Coverage {
     pub(super) held_partition: u64,
     pub(super) stood_still: u64,
     pub(super) duplicates: u64,
+    /// Records of a backlog that live ones came before.
+    pub(super) overtaken: u64,
     pub(super) lost: u64,
     pub(super) disk_faults: u64,
     pub(super) append_failures: u64,
@@ -70,6 +72,7 @@ impl Coverage {
         self.held_partition += more.held_partition;
         self.stood_still += more.stood_still;
         self.duplicates += more.duplicates;
+        self.overtaken += more.overtaken;
         self.lost += more.lost;
         self.disk_faults += more.disk_faults;
         self.append_failures += more.append_failures;

@@ -71,6 +71,8 @@ pub(super) struct Setup {
     pub(super) lane_slots: usize,
     /// The pace of its replay.
     pub(super) guest: GuestOptions,
+    /// Live records first: what the backlog may take of the span.
+    pub(super) backlog_percent: Option<u8>,
     /// Rules that are switched off.
     pub(super) broken: Broken,
 }
@@ -153,6 +155,7 @@ impl Process {
             timing: setup.timing,
             wal_full: crate::config::WalFull::Refuse,
             guest: setup.guest,
+            backlog_percent: setup.backlog_percent,
             in_flight_max_records: setup.in_flight_max_records,
             in_flight_max_bytes: 1 << 20,
             lane_bytes: LANE_BYTES as u64,

@@ -33,6 +33,15 @@ const DRAIN_LOOKS: u32 = 2_000;
 /// A storm ends after so many ticks, if no two segments have filled up before.
 const STORM_TICKS_MAX: u32 = 80;
 
+/// How a schedule is run.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Mode {
+    /// Live records go beside the backlog.
+    pub(super) live_first: bool,
+    /// Rules that are switched off.
+    pub(super) broken: Broken,
+}
+
 /// One schedule under way.
 pub(super) struct Schedule {
     rng: Rng,
@@ -84,9 +93,9 @@ impl Schedule {
         seed: u64,
         coverage: &mut Coverage,
         aloud: bool,
-        broken: Broken,
+        mode: Mode,
     ) -> Result<(), Violation> {
-        let mut schedule = Schedule::new(seed, broken)?;
+        let mut schedule = Schedule::new(seed, mode)?;
         schedule.aloud = aloud;
         schedule.outside.lock().aloud = aloud;
         schedule.tell(|s| format!("{:?}", s.setup));
@@ -108,7 +117,7 @@ impl Schedule {
         Ok(())
     }
 
-    fn new(seed: u64, broken: Broken) -> Result<Self, Violation> {
+    fn new(seed: u64, mode: Mode) -> Result<Self, Violation> {
         let mut rng = Rng::new(seed);
         let with_log = !rng.one_in(10);
         let tight = rng.one_in(6);
@@ -129,7 +138,9 @@ impl Schedule {
             sync_interval_ns: 30 * MS,
             lane_slots: rng.pick(&[8, 16, 32]),
             guest: pace(seed),
-            broken,
+            // Not drawn, for the same reason.
+            backlog_percent: mode.live_first.then(|| [50, 50, 1, 99][seed as usize / 2 % 4]),
+            broken: mode.broken,
         };
         let disk = MemoryStorage::new();
         let clock = Arc::new(SimClock::default());
@@ -137,7 +148,7 @@ impl Schedule {
         let outside = Arc::new(Mutex::new(Outside {
             rng: Rng::new(rng.next()),
             brokers: Brokers::new(PARTITIONS),
-            checker: Checker::new(log_first),
+            checker: Checker::new(log_first, mode.live_first),
             expected: Vec::new(),
             stalled: [false; PARTITIONS],
             says_stalled: [false; PARTITIONS],

@@ -186,6 +186,8 @@ impl Sink for SimSink {
         if o.aloud {
             println!("               handed {} as {opaque:?}", expected.id);
         }
+        let handed = o.checker.handed(expected.id, opaque);
+        o.note(handed);
         o.brokers.hand(expected.partition, expected.id, opaque);
         o.last_partition = expected.partition_in_topic();
         Ok(())

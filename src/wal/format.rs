@@ -488,20 +488,29 @@ pub struct SetAsideNote<'a> {
 /// What the reason of a record begins with that was set aside while its topic was held, or one
 /// partition of it: then the partition follows in brackets.
 const HELD: &str = "held:";
+/// What follows then where the record had gone live, beside a backlog.
+const LIVE: &str = "live:";
 
 impl<'a> SetAsideNote<'a> {
     /// The reason that a held record is set aside with.
-    pub fn held_reason(name: &str, partition: Option<i32>) -> String {
+    pub fn held_reason(name: &str, partition: Option<i32>, is_live: bool) -> String {
+        let live = if is_live { LIVE } else { "" };
         match partition {
-            Some(partition) => format!("{HELD}{name}[{partition}]"),
-            None => format!("{HELD}{name}"),
+            Some(partition) => format!("{HELD}{live}{name}[{partition}]"),
+            None => format!("{HELD}{live}{name}"),
         }
+    }
+
+    /// Whether it had gone live: it waits for nothing that went through the log.
+    pub fn is_live(&self) -> bool {
+        self.reason.strip_prefix(HELD).is_some_and(|held| held.starts_with(LIVE))
     }
 
     /// What was held, and why: the name, and the partition if it was held by itself. `None` for a
     /// dead letter.
     pub fn held(&self) -> Option<(&'a str, Option<i32>)> {
         let held = self.reason.strip_prefix(HELD)?;
+        let held = held.strip_prefix(LIVE).unwrap_or(held);
         let of_partition = held.strip_suffix(']').and_then(|h| h.split_once('['));
         let of_partition = of_partition.and_then(|(name, n)| Some((name, n.parse().ok()?)));
         Some(of_partition.map_or((held, None), |(name, n)| (name, Some(n))))

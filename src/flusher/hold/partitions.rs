@@ -14,7 +14,7 @@ use super::{Hold, Holds, Key, PROBE_NS, Phase, Queued};
 use crate::flusher::Flusher;
 use crate::record::{Lsn, NO_RECEIPT, TopicId};
 use crate::report::{Opaque, Reason};
-use crate::sequence::{End, Finished};
+use crate::sequence::{End, Finished, Line};
 use crate::sink::{PARTITION_STALLED, UNKNOWN_PARTITION};
 
 /// How long a record of a silent partition may be the first of the span.
@@ -32,8 +32,9 @@ impl Hold {
     fn low(&self) -> Lsn {
         let queued = self.queue.keys().next().copied();
         let early = self.early.first().map(|(lsn, _)| *lsn);
+        let beside = self.beside.first().map(|(lsn, _)| *lsn);
         let aside = (self.records > 0).then_some(self.low);
-        [queued, early, aside].into_iter().flatten().min().unwrap_or(Lsn(u64::MAX))
+        [queued, early, beside, aside].into_iter().flatten().min().unwrap_or(Lsn(u64::MAX))
     }
 }
 
@@ -82,12 +83,18 @@ impl Flusher {
 
     /// A partition from which nothing is heard, though nobody asks for it, holds up the span.
     pub(in crate::flusher) fn watch_front(&mut self, now_ns: u64) {
-        let Some((lsn, topic, partition)) = self.seq.first_handed() else { return };
-        let (front, since_ns) = self.holds.front;
-        if front != lsn {
-            self.holds.front = (lsn, now_ns);
-        } else if now_ns.saturating_sub(since_ns) > FRONT_NS {
-            self.holds.front.1 = now_ns;
+        for line in [Line::Main, Line::Live] {
+            self.watch_front_of(line, now_ns);
+        }
+    }
+
+    fn watch_front_of(&mut self, line: Line, now_ns: u64) {
+        let Some((lsn, topic, partition)) = self.seq.first_handed(line) else { return };
+        let front = &mut self.holds.fronts[line as usize];
+        if front.0 != lsn {
+            *front = (lsn, now_ns);
+        } else if now_ns.saturating_sub(front.1) > FRONT_NS {
+            front.1 = now_ns;
             let name = self.name(topic);
             if self.sink.is_stalled(&name, partition) {
                 let reason = Reason { name: PARTITION_STALLED, code: 0 };
@@ -143,11 +150,11 @@ impl Flusher {
             let hold = self.holds.all.get_mut(&key)?;
             let (lsn, queued) = hold.queue.first_key_value().map(|(lsn, q)| (*lsn, *q))?;
             // What waits to be handed over before it may be held, too.
-            if self.seq.first_waiting().is_some_and(|waiting| waiting < lsn) {
+            if self.seq.waits_before(lsn, queued.opaque) {
                 return None;
             }
             // What Kafka owes a report for may fail, and come back.
-            if !is_partition && self.seq.owes_before(key.topic, lsn) {
+            if !is_partition && self.seq.owes_before(key.topic, lsn, queued.opaque) {
                 return None;
             }
             if !queued.in_flight {

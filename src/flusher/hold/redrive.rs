@@ -137,9 +137,8 @@ impl Flusher {
                 continue;
             }
             let is_done = |o: &Open| o.fate != Fate::Failed;
-            if hold.is_early(aside.lsn, aside.position)
-                || hold.open.get(&aside.position).is_some_and(is_done)
-            {
+            // One that is out of its place and hasn't had its turn has it here at last.
+            if hold.open.get(&aside.position).is_some_and(is_done) {
                 hold.has_read(aside.position);
                 continue;
             }

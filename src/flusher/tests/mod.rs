@@ -7,6 +7,7 @@ mod drill;
 mod faults;
 mod full;
 mod held;
+mod live;
 mod overflow;
 mod pace;
 mod stalled;
@@ -93,7 +94,7 @@ impl Machine {
         wal_full: WalFull,
         sink_of: impl FnOnce(MemorySink) -> Box<dyn Sink>,
     ) -> Machine {
-        Machine::build(disk, options, wal_full, GuestOptions::default(), 60, sink_of)
+        Machine::build(disk, options, wal_full, GuestOptions::default(), 60, None, sink_of)
     }
 
     fn open_paced(
@@ -103,7 +104,8 @@ impl Machine {
         guest: GuestOptions,
         loss_window_ms: u64,
     ) -> Machine {
-        Machine::build(disk, options, wal_full, guest, loss_window_ms, |sink| Box::new(sink))
+        let sink_of = |sink| -> Box<dyn Sink> { Box::new(sink) };
+        Machine::build(disk, options, wal_full, guest, loss_window_ms, None, sink_of)
     }
 
     fn build(
@@ -112,6 +114,7 @@ impl Machine {
         wal_full: WalFull,
         guest: GuestOptions,
         loss_window_ms: u64,
+        backlog_percent: Option<u8>,
         sink_of: impl FnOnce(MemorySink) -> Box<dyn Sink>,
     ) -> Machine {
         let clock = Arc::new(TestClock::default());
@@ -155,6 +158,7 @@ impl Machine {
             },
             wal_full,
             guest,
+            backlog_percent,
             in_flight_max_records: 64,
             in_flight_max_bytes: 1 << 20,
             lane_bytes: LANE_BYTES as u64,

@@ -113,6 +113,7 @@ impl Walk {
         self.most.late_survivors = self.most.late_survivors.max(seen.late_survivors);
         self.most.reordered = self.most.reordered.max(seen.reordered);
         self.most.duplicates = self.most.duplicates.max(seen.duplicates);
+        self.most.overtaken = self.most.overtaken.max(seen.overtaken);
     }
 
     fn tell(&self, violation: String) -> String {
@@ -126,13 +127,14 @@ fn explore(name: &str, plan: &Plan) -> Result<Walk, String> {
     let found = walk.from(plan, &World::new(plan));
     println!(
         "{name}: {} states, {} steps, {} quiet, most late survivors {}, reordered {}, \
-         duplicates {}, {:?}",
+         duplicates {}, overtaken {}, {:?}",
         walk.visited.len(),
         walk.steps,
         walk.quiet,
         walk.most.late_survivors,
         walk.most.reordered,
         walk.most.duplicates,
+        walk.most.overtaken,
         started.elapsed(),
     );
     found.map(|()| walk)
@@ -149,7 +151,12 @@ fn sends(script: &str) -> Vec<Send> {
 }
 
 fn plan(script: &str, span: usize, journal: Journal) -> Plan {
-    let limits = Limits { in_flight_max_records: span, in_flight_max_bytes: u64::MAX, journal };
+    let limits = Limits {
+        in_flight_max_records: span,
+        in_flight_max_bytes: u64::MAX,
+        journal,
+        backlog_percent: None,
+    };
     Plan {
         sends: sends(script),
         limits,
@@ -220,6 +227,42 @@ fn the_log_first() {
 fn no_log() {
     let p = Plan { rebuilds: 1, transients: 1, ..plan("a0 a1 a0 b0", 2, Journal::Off) };
     holds("no log", &p);
+}
+
+fn live_first(plan: Plan) -> Plan {
+    let limits = Limits { backlog_percent: Some(50), ..plan.limits };
+    Plan { limits, ..plan }
+}
+
+#[test]
+fn live_records_first() {
+    let walk = holds("live, crash", &live_first(plan("a0 a1 a0 b0", 2, Journal::Spill)));
+    assert!(walk.most.overtaken > 0 && walk.most.late_survivors > 0 && walk.most.duplicates > 0);
+    let walk = holds("live, span of 3", &live_first(plan("a0 a0 a0 a0", 3, Journal::Spill)));
+    assert!(walk.most.overtaken > 1);
+    let p = Plan { rebuilds: 1, ..plan("a0 a0 b0", 2, Journal::Spill) };
+    holds("live, rebuild and crash", &live_first(p));
+    let p = Plan { transients: 1, ..plan("a0 a0 a0", 3, Journal::Spill) };
+    holds("live, transient errors and crash", &live_first(p));
+    let p = Plan { hiccups: true, ..plan("a0 a1 a0", 2, Journal::Spill) };
+    holds("live, hiccups", &live_first(p));
+    let p = Plan { rebuilds: 1, ..plan("a0 a0! a0", 2, Journal::Spill) };
+    holds("live, poison, rebuild and crash", &live_first(p));
+    let p = Plan { drops: 2, crashes: 0, ..plan("a0 a1 a0 b0", 3, Journal::Spill) };
+    holds("live, drops", &live_first(p));
+}
+
+#[test]
+fn without_a_rule_of_live_records_the_checker_sees_it() {
+    let mut p = live_first(plan("a0 a0 a0", 3, Journal::Spill));
+    p.broken.live_once = true;
+    assert!(caught("live records read back", &p).contains("duplicate"));
+    let mut p = live_first(plan("a0 a0 a0", 3, Journal::Spill));
+    p.broken.acked_of_both = true;
+    caught("acked by the live line", &p);
+    let mut p = live_first(Plan { transients: 1, ..plan("a0 a0 a0", 3, Journal::Spill) });
+    p.broken.older_live_first = true;
+    assert!(caught("backlog before older live records", &p).contains("before"));
 }
 
 fn caught(name: &str, plan: &Plan) -> String {

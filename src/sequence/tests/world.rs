@@ -40,6 +40,8 @@ pub(super) struct Plan {
 pub(super) enum Step {
     Pop(u8),
     Produce,
+    /// The live cursor's.
+    ProduceLive,
     /// The sink is busy: the sequence is asked and the record isn't taken.
     Busy,
     /// The sink refuses the record before it is handed over.
@@ -152,7 +154,10 @@ impl World {
         World {
             seq,
             brokers: Brokers::new(2),
-            checker: Checker::new(plan.limits.journal == Journal::First),
+            checker: Checker::new(
+                plan.limits.journal == Journal::First,
+                plan.limits.backlog_percent.is_some(),
+            ),
             arena: vec![None; n],
             log: Vec::new(),
             log_from: 0,
@@ -195,7 +200,12 @@ impl World {
                 }
             }
             Next::Read => steps.push(Step::Produce),
-            Next::SpanFull | Next::JournalFirst | Next::Idle => {}
+            Next::SpanFull | Next::JournalFirst | Next::LiveFirst | Next::Idle => {}
+        }
+        if let Next::Produce { .. } = self.seq.clone().next_live()
+            && !self.brokers.is_fatal()
+        {
+            steps.push(Step::ProduceLive);
         }
         if plan.hiccups && self.reader.is_some() {
             steps.push(Step::DropReader);
@@ -258,7 +268,14 @@ impl World {
     pub(super) fn take(&mut self, plan: &Plan, step: Step) -> Result<(), Violation> {
         match step {
             Step::Pop(thread) => self.pop(plan, thread),
-            Step::Produce => self.produce(plan)?,
+            Step::Produce => {
+                let next = self.seq.next_produce();
+                self.produce(plan, next)?;
+            }
+            Step::ProduceLive => {
+                let next = self.seq.next_live();
+                self.produce(plan, next)?;
+            }
             Step::Busy => drop(self.seq.next_produce()),
             Step::Reject => self.reject()?,
             Step::Append => self.append(plan)?,
@@ -316,16 +333,17 @@ impl World {
         }
     }
 
-    fn produce(&mut self, plan: &Plan) -> Result<(), Violation> {
-        match self.seq.next_produce() {
+    fn produce(&mut self, plan: &Plan, next: Next<u8>) -> Result<(), Violation> {
+        match next {
             Next::Produce { opaque, lsn, source, .. } => {
                 let id = self.bytes(lsn, source)?;
+                self.checker.handed(id, opaque)?;
                 let partition = plan.sends[id as usize].partition as usize;
                 self.brokers.hand(partition, id, opaque);
                 self.seq.handed(opaque, ANY_PARTITION);
             }
             Next::Read => self.read(plan),
-            Next::SpanFull | Next::JournalFirst | Next::Idle => {}
+            Next::SpanFull | Next::JournalFirst | Next::LiveFirst | Next::Idle => {}
         }
         Ok(())
     }

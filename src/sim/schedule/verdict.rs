@@ -105,6 +105,7 @@ impl Schedule {
         self.coverage.late_survivors += u64::from(seen.late_survivors);
         self.coverage.reordered += u64::from(seen.reordered);
         self.coverage.duplicates += u64::from(seen.duplicates);
+        self.coverage.overtaken += u64::from(seen.overtaken);
         Ok(())
     }
 }
