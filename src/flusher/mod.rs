@@ -523,13 +523,19 @@ impl Flusher {
         }
     }
 
-    fn name(&mut self, topic: TopicId) -> Arc<str> {
+    /// The topic's place in `names`, where it is from now on.
+    fn know(&mut self, topic: TopicId) -> usize {
         while self.names.len() <= topic.0 as usize {
             let id = TopicId(self.names.len() as u32);
             // Every id that reaches us was interned; an empty name would be refused by the sink.
             self.names.push(self.shared.topics.name(id).unwrap_or_else(|| "".into()));
         }
-        self.names[topic.0 as usize].clone()
+        topic.0 as usize
+    }
+
+    fn name(&mut self, topic: TopicId) -> Arc<str> {
+        let at = self.know(topic);
+        self.names[at].clone()
     }
 
     /// Flushes that are done, receipts that are stale, the log's tail, the snapshot.

@@ -190,32 +190,35 @@ impl Flusher {
         let Offered { opaque, lsn, topic, asks } = offered;
         match source {
             Source::Memory(frame) => {
-                let name = self.name(topic);
+                let at = self.know(topic);
                 if asks {
                     let Some(view) = self.drain.view(&frame) else { return Offer::Stop };
-                    let partition = self.sink.partition_of(&name, &view);
+                    let partition = self.sink.partition_of(&self.names[at], &view);
                     if self.hold_back(topic, partition, lsn, opaque) {
                         return Offer::Skip;
                     }
                 }
                 let Some(view) = self.drain.view(&frame) else { return Offer::Stop };
-                let result = self.sink.produce(&name, &view, opaque);
+                let result = self.sink.produce(&self.names[at], &view, opaque);
                 self.offered(now_ns, topic, opaque, result, view.body.len())
             }
             Source::Log(position) => {
                 if now_ns < self.reads[ReadOf::Offer as usize].retry_at_ns {
                     return Offer::Stop;
                 }
-                let name = self.name(topic);
+                let at = self.know(topic);
                 let Some(wal) = &mut self.wal else { return Offer::Stop };
                 let (result, body) = match wal.read_at(position) {
                     Ok(read) => {
-                        let partition =
-                            if asks { self.sink.partition_of(&name, &read.record) } else { None };
+                        let partition = if asks {
+                            self.sink.partition_of(&self.names[at], &read.record)
+                        } else {
+                            None
+                        };
                         let result = if asks && self.holds.keeps(topic, partition) {
                             Err(partition)
                         } else {
-                            Ok(self.sink.produce(&name, &read.record, opaque))
+                            Ok(self.sink.produce(&self.names[at], &read.record, opaque))
                         };
                         (result, read.record.body.len())
                     }

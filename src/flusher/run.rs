@@ -10,6 +10,28 @@ use std::time::Duration;
 /// Longest that the end waits for the log to take the rest (a segment being prepared, a full
 /// disk) once the caller's deadline is over.
 const LAST_JOURNAL_NS: u64 = 2_000_000_000;
+/// What one try counts for at most: a machine that stands still hasn't tried.
+const TRY_MAX_NS: u64 = 100_000_000;
+
+/// How long nothing has come of trying, in time in which it was tried.
+struct Tries {
+    last_ns: u64,
+    vain_ns: u64,
+}
+
+impl Tries {
+    fn new(now_ns: u64) -> Tries {
+        Tries { last_ns: now_ns, vain_ns: 0 }
+    }
+
+    /// A try ended at `now_ns`. False when it was tried in vain for long enough.
+    fn again(&mut self, now_ns: u64, has_helped: bool) -> bool {
+        let took_ns = now_ns.saturating_sub(self.last_ns).min(TRY_MAX_NS);
+        self.vain_ns = if has_helped { 0 } else { self.vain_ns + took_ns };
+        self.last_ns = now_ns;
+        self.vain_ns < LAST_JOURNAL_NS
+    }
+}
 
 impl Flusher {
     /// Looks until the pipeline is closed, then ends it.
@@ -108,7 +130,7 @@ impl Flusher {
         if self.wal.is_none() {
             return;
         }
-        let mut until_ns = self.clock.now_ns() + LAST_JOURNAL_NS;
+        let mut tries = Tries::new(self.clock.now_ns());
         loop {
             self.shared.step();
             for i in 0..self.lanes.len() {
@@ -119,14 +141,38 @@ impl Flusher {
             let all = self.journal_to(Lsn(u64::MAX));
             let now_ns = self.clock.now_ns();
             while self.drop_oldest(now_ns) {}
-            if self.seq.journaled() > before {
-                until_ns = now_ns + LAST_JOURNAL_NS;
-            }
+            let goes_on = tries.again(now_ns, self.seq.journaled() > before);
             // A sender that stopped in the middle of its record holds up nobody for long.
-            if (all && self.lanes_are_drained()) || now_ns >= until_ns {
+            if (all && self.lanes_are_drained()) || !goes_on {
                 return;
             }
             self.shared.waker.wait(LOOK_MIN_NS);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Tries of `ms` each, in vain, until it is given up.
+    fn tries_of(ms: u64) -> u64 {
+        let (mut tries, mut now_ns) = (Tries::new(0), 0);
+        let mut next = || {
+            now_ns += ms * 1_000_000;
+            tries.again(now_ns, false)
+        };
+        1 + (0..10_000).take_while(|_| next()).count() as u64
+    }
+
+    #[test]
+    fn a_machine_that_stands_still_has_not_tried() {
+        assert_eq!((tries_of(1), tries_of(100)), (2_000, 20));
+        // However long each of them takes.
+        assert_eq!((tries_of(3_000), tries_of(60_000)), (20, 20));
+        let mut tries = Tries::new(0);
+        (1..=19).for_each(|n| assert!(tries.again(n * 3_000_000_000, false)));
+        assert!(tries.again(60_000_000_000, true), "something came of it");
+        assert!(tries.again(63_000_000_000, false));
     }
 }
