@@ -128,34 +128,38 @@ impl Wal {
 
     /// Opens the first segment at or behind the reader's; false when there is none.
     fn open_aside(&self, reader: &mut AsideReader) -> io::Result<bool> {
-        let Some(number) = self.next_aside(reader.segment) else { return Ok(false) };
-        if number != reader.segment {
-            reader.segment = number;
-            reader.offset = 0;
-        }
         let active = self.active[SegmentKind::SetAside as usize].as_ref();
-        let (file, header) = match active.filter(|a| a.header.number == number) {
-            Some(active) => (active.file.file(), active.header),
-            None => {
-                let file =
-                    self.common.storage.open(&segment_name(SegmentKind::SetAside, number))?;
-                let mut area = [0; HEADER_AREA_BYTES as usize];
-                let read = file.read_at(0, &mut area)?;
-                match SegmentHeader::judge(&area[..read]) {
-                    HeaderVerdict::Good(header) => (file, header),
-                    // Prepared by an earlier run, or being begun: nothing is in it.
-                    _ => {
-                        reader.segment += 1;
-                        reader.offset = 0;
-                        return self.open_aside(reader);
+        let mut from = reader.segment;
+        while let Some(number) = self.next_aside(from) {
+            let (file, header) = match active.filter(|a| a.header.number == number) {
+                Some(active) => (active.file.file(), active.header),
+                None => {
+                    let name = segment_name(SegmentKind::SetAside, number);
+                    let file = self.common.storage.open(&name)?;
+                    let mut area = [0; HEADER_AREA_BYTES as usize];
+                    let read = file.read_at(0, &mut area)?;
+                    match SegmentHeader::judge(&area[..read]) {
+                        HeaderVerdict::Good(header) => (file, header),
+                        // Nothing is in it yet: an earlier run prepared it, or the keeper is at it
+                        // now. In the latter case it comes next, and the reader must not have
+                        // passed it; with a begun one behind it, it never comes.
+                        _ => {
+                            from = number + 1;
+                            continue;
+                        }
                     }
                 }
+            };
+            if number != reader.segment {
+                reader.segment = number;
+                reader.offset = 0;
             }
-        };
-        // From the first frame on, for the names of topics.
-        let cursor = Cursor::new(file, header, 0, self.topics.clone(), BUFFER_BYTES);
-        reader.cursor = Some(cursor);
-        Ok(true)
+            // From the first frame on, for the names of topics.
+            let cursor = Cursor::new(file, header, 0, self.topics.clone(), BUFFER_BYTES);
+            reader.cursor = Some(cursor);
+            return Ok(true);
+        }
+        Ok(false)
     }
 
     /// The first segment at or behind `from` that may hold records.

@@ -58,6 +58,17 @@ impl Flusher {
             let holds = &mut self.holds;
             let done = |h: &Hold| h.phase == Phase::Flowing && h.open.is_empty();
             if let Some(hold) = holds.all.get(&key).filter(|h| done(h)) {
+                if hold.records > 0 {
+                    // Passed over as damaged: a file that holds what isn't final is left.
+                    let (records, segments) = (hold.records, &holds.segments);
+                    tracing::error!(
+                        ?key,
+                        records,
+                        ?segments,
+                        "held records can't be read back; their files are kept"
+                    );
+                    holds.dead.extend(segments);
+                }
                 holds.marks.insert(key, hold.mark);
                 holds.all.remove(&key);
                 self.changed = true;

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::sink::Scope;
-use crate::wal::StorageOp;
+use crate::wal::{Storage, StorageOp};
 
 /// Each of many records can't be delivered when its topic is redriven: it becomes a dead letter,
 /// and finding them takes one way through the set-aside log, not one way each.
@@ -40,4 +40,40 @@ fn a_hold_full_of_dead_letters_is_read_once() {
     println!("{held} dead letters among what was held: {reads} reads");
     // 1 KB each: there and back through 60 KB, twice over, and what the keeper reads.
     assert!(reads < 2 * held, "{reads} reads for {held} records");
+}
+
+/// A held record is damaged on the disk before it is read back: it stays counted as set aside, and
+/// its file stays. The rest comes back, and without damage the file goes.
+#[test]
+fn a_file_with_a_held_record_that_cannot_be_read_is_kept() {
+    for damaged in [0, 1] {
+        let disk = MemoryStorage::new();
+        let options = WalOptions { set_aside_segment_bytes: 1 << 17, ..options() };
+        let mut m = Machine::open(&disk, options, WalFull::Refuse);
+        m.sink.fail_next(1, Scope::Topic, "topic_unavailable");
+        m.send_in_steps(2);
+        while m.step(1).held.is_empty() {}
+        (0..40).for_each(|_| m.send());
+        let stats = m.run(20, 1);
+        assert_eq!(stats.held.first().map(|h| h.records), Some(21), "{stats:?}");
+        let files = || -> Vec<String> {
+            let names = disk.names().into_iter();
+            names.filter(|name| name.contains("aside") && name.ends_with("wal")).collect()
+        };
+        let aside = files();
+        let [name] = &aside[..] else { panic!("{aside:?}") };
+        if damaged > 0 {
+            let bytes = disk.contents(name).expect("there");
+            // The last value ends in dots.
+            let last = bytes.iter().rposition(|b| *b == b'.').expect("a value");
+            let file = disk.open(name).expect("there");
+            file.write_at(last as u64, b"!").expect("written");
+        }
+        let stats = m.run(300, 5);
+        assert!(stats.held.is_empty(), "{:?}", stats.held);
+        let books = stats.books;
+        assert_eq!((books.delivered, books.set_aside), (m.sent - damaged, damaged), "{books:?}");
+        assert_eq!(files().len() as u64, damaged);
+    }
+    println!("1 of 21 held records damaged: 1 left, its file kept; control: none left");
 }

@@ -148,6 +148,32 @@ fn set_aside_records_keep_their_reason() {
     assert_eq!(seen, 60);
 }
 
+/// A reader that looks while the keeper prepares the segment finds nothing, and must find the
+/// records once they are there: what isn't read back is taken for final, and its file removed.
+#[test]
+fn a_reader_does_not_pass_a_set_aside_segment_that_is_being_prepared() {
+    let storage = MemoryStorage::new();
+    let mut log = open(&storage, small());
+    let topic = topic_of(&log, "beta");
+    let shape = Shape { headers_len: 0, key_len: None, value_len: Some(3) };
+    let record = RecordView { topic, partition: 2, timestamp_ms: 5, shape, body: b"bad" };
+    let set_aside = |log: &mut Open| log.wal.set_aside(Lsn(1), &record, "held", 10, 77);
+    assert_eq!(set_aside(&mut log), Err(AppendError::NotReady));
+    assert!(log.keeper.step(0, None).prepared);
+    // As it is between the file's creation and its being ready.
+    let k = SegmentKind::SetAside as usize;
+    let prepared = log.wal.common.state.lock().prepared[k].pop_front().expect("prepared");
+    let mut reader = log.wal.aside_reader(0);
+    assert!(matches!(log.wal.read_aside(&mut reader), AsideItem::CaughtUp));
+    log.wal.common.state.lock().prepared[k].push_front(prepared);
+    let at = set_aside(&mut log).expect("there is a segment");
+    match log.wal.read_aside(&mut reader) {
+        AsideItem::Record(aside) => assert_eq!((aside.position, aside.lsn), (at, Lsn(1))),
+        AsideItem::CaughtUp => panic!("the reader has passed the segment"),
+        AsideItem::Error(kind) => panic!("{kind}"),
+    }
+}
+
 #[test]
 fn a_full_log_refuses_and_takes_again_after_a_trim() {
     let storage = MemoryStorage::new();

@@ -70,7 +70,7 @@ impl Config {
             problem
         } else {
             // It may also repeat a part of it, in quotes.
-            quoting_only(&without(problem, value), name)
+            quoting_only(&without(problem, value), value, name)
         };
         Err(config::refuse(name, shown(name, value), problem))
     }
@@ -120,8 +120,12 @@ fn without(text: String, value: &str) -> String {
     text
 }
 
-/// A text in which nothing stands in quotes but `name`.
-fn quoting_only(text: &str, name: &str) -> String {
+/// A text in which nothing stands in quotes but `name`. Where the value has quotes of its own,
+/// nobody can say where it ends: then nothing is left of the text from the first quote on.
+fn quoting_only(text: &str, value: &str, name: &str) -> String {
+    if let Some((begin, _)) = text.split_once('"').filter(|_| value.contains('"')) {
+        return format!("{begin}\"***\"");
+    }
     let parts = text.split('"').enumerate().map(|(at, part)| match at % 2 {
         1 if part != name => "***",
         _ => part,
@@ -171,8 +175,12 @@ mod tests {
         assert_eq!(without("value \"hunt".into(), "hunter2"), "value \"***");
         assert_eq!(without("value \"hun\u{fffd}".into(), "hunéter"), "value \"***");
         assert_eq!(without("no such property".into(), "hunter2"), "no such property");
-        let part = quoting_only("Invalid value \"unter2\" for property \"a.b\"", "a.b");
+        let part = "Invalid value \"unter2\" for property \"a.b\"";
+        let part = quoting_only(part, "hunter2", "a.b");
         assert_eq!(part, "Invalid value \"***\" for property \"a.b\"");
+        // A part of a value that holds quotes: what stands between two may be outside of both.
+        let part = "Invalid value \"\"unter2\"\" for property \"a.b\"";
+        assert_eq!(quoting_only(part, "+\"hunter2\"", "a.b"), "Invalid value \"***\"");
     }
 
     /// Names that librdkafka knows, with the type of each taken in turn, and some that it doesn't.
