@@ -8,8 +8,10 @@ use forebay::{Pipeline, Stats};
 use forebay_testkit::audit::Audit;
 use forebay_testkit::{Cluster, Trouble, heavy, private_dir, say, until};
 use scenes_common::{Scene, common, play};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+/// After this long without an answer, whatever owes one is paused.
+const SOME_PAUSED: Duration = Duration::from_secs(5);
 /// Longest wait for anything.
 const LIMIT: Duration = Duration::from_secs(120);
 /// Well above what a busy machine may take for an answer.
@@ -113,7 +115,12 @@ fn no_pause_outlives_its_cause() {
         };
         let pause = |stage: &scenes_common::Stage<'_>| {
             stage.cluster.trouble_everywhere(Trouble::Hang);
-            stage.until(|stats| stats.states.paused_partitions == partitions);
+            // One that owes nothing when the others are paused has nothing to be silent about.
+            let since = Instant::now();
+            stage.until(|stats| match stats.states.paused_partitions {
+                0 => false,
+                paused => paused == partitions || since.elapsed() > SOME_PAUSED,
+            });
         };
         pause(stage);
         stage.cluster.trouble_everywhere(Trouble::Refuse);

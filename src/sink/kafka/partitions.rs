@@ -8,6 +8,10 @@
 //! is in flight still come. After a disconnect the retried messages lie in the paused queue, so
 //! a paused partition is tried again from time to time.
 //!
+//! Where answers take long, it would spin for most of the time. So a partition whose last answer was
+//! slow *rests* soon after it was heard: it is paused, takes records all the same, and is resumed by
+//! the next report.
+//!
 //! A partition that is silent for much longer, while others are served or Kafka says that it has no
 //! leader, is *stalled*: whoever asks is told so, and goes on with records of others.
 
@@ -26,6 +30,10 @@ pub(super) struct Limits {
     pub turn_ns: u64,
     /// A partition without a report for this long, with something in flight, is paused.
     pub silent_ns: u64,
+    /// A partition whose last answer took this long rests
+    pub slow_ns: u64,
+    /// this long after it was heard.
+    pub rest_ns: u64,
     /// A paused partition is tried again this often,
     pub probe_every_ns: u64,
     /// for this long.
@@ -38,6 +46,10 @@ pub(super) struct Limits {
 enum Flow {
     #[default]
     Running,
+    /// Paused because its answers take long; it takes records.
+    Resting {
+        since_ns: u64,
+    },
     Paused {
         since_ns: u64,
     },
@@ -60,6 +72,8 @@ pub(super) struct Partition {
     bytes: u64,
     /// The last report, or when the first of what is in flight was handed over.
     heard_ns: u64,
+    /// How long that report was waited for.
+    took_ns: u64,
     /// The last report; 0 before the first.
     reported_ns: u64,
     /// Metadata says that nobody leads it.
@@ -75,7 +89,7 @@ impl Partition {
     #[inline]
     fn has_room(&self, bytes: u64, limits: &Limits) -> bool {
         self.records == 0
-            || (self.flow == Flow::Running
+            || (matches!(self.flow, Flow::Running | Flow::Resting { .. })
                 && self.records < limits.records_ahead
                 && self.bytes + bytes <= limits.bytes_ahead)
     }
@@ -92,6 +106,10 @@ impl Partition {
     fn reported(&mut self, bytes: u64, now_ns: u64) {
         self.records = self.records.saturating_sub(1);
         self.bytes = if self.records == 0 { 0 } else { self.bytes.saturating_sub(bytes) };
+        if now_ns > self.heard_ns {
+            // Those that come with it took no time.
+            self.took_ns = now_ns - self.heard_ns;
+        }
         self.heard_ns = now_ns;
         self.reported_ns = now_ns;
         self.stalled = false;
@@ -109,6 +127,11 @@ impl Partition {
         if self.tries.is_multiple_of(8) { limits.probe_ns * 8 } else { limits.probe_ns }
     }
 
+    /// How long a partition that rests may be silent: twice its last answer, within bounds.
+    fn patience_ns(&self, limits: &Limits) -> u64 {
+        (2 * self.took_ns).clamp(limits.silent_ns, limits.silent_ns * 5)
+    }
+
     fn step(&mut self, now_ns: u64, limits: &Limits) -> Option<Step> {
         let silent = self.records > 0;
         match self.flow {
@@ -116,7 +139,26 @@ impl Partition {
                 self.flow = Flow::Paused { since_ns: now_ns };
                 Some(Step::Pause)
             }
+            Flow::Running
+                if silent
+                    && self.took_ns >= limits.slow_ns
+                    && now_ns >= self.heard_ns + limits.rest_ns =>
+            {
+                self.flow = Flow::Resting { since_ns: now_ns };
+                Some(Step::Pause)
+            }
             Flow::Running => None,
+            Flow::Resting { since_ns } if !silent || self.heard_ns >= since_ns => {
+                self.flow = Flow::Running;
+                Some(Step::Resume)
+            }
+            // It may have been paused before its request was under way.
+            Flow::Resting { .. } if now_ns >= self.heard_ns + self.patience_ns(limits) => {
+                self.tries += 1;
+                self.flow = Flow::Probing { since_ns: now_ns };
+                Some(Step::Resume)
+            }
+            Flow::Resting { .. } => None,
             // Something was reported since, or nothing is left that could be silent.
             Flow::Paused { since_ns } if !silent || self.heard_ns >= since_ns => {
                 self.flow = Flow::Running;
@@ -143,7 +185,7 @@ impl Partition {
     /// Lets a paused partition be tried now, whatever the time.
     fn probe_now(&mut self, now_ns: u64) -> Option<Step> {
         match self.flow {
-            Flow::Paused { .. } => {
+            Flow::Paused { .. } | Flow::Resting { .. } => {
                 self.tries += 1;
                 self.flow = Flow::Probing { since_ns: now_ns };
                 Some(Step::Resume)
@@ -349,7 +391,14 @@ impl Partitions {
 
     /// How many are paused or being tried.
     pub fn silent(&self) -> u32 {
-        self.all.iter().filter(|p| p.flow != Flow::Running).count() as u32
+        let is_silent =
+            |p: &&Partition| matches!(p.flow, Flow::Paused { .. } | Flow::Probing { .. });
+        self.all.iter().filter(is_silent).count() as u32
+    }
+
+    /// Whether any partition rests.
+    pub fn are_resting(&self) -> bool {
+        self.all.iter().any(|p| matches!(p.flow, Flow::Resting { .. }))
     }
 
     /// The partition that has been silent longest with something in flight, and since when. One

@@ -9,6 +9,8 @@ const LIMITS: Limits = Limits {
     turn_bytes: 200,
     turn_ns: 1_000,
     silent_ns: 100,
+    slow_ns: 40,
+    rest_ns: 10,
     probe_every_ns: 500,
     probe_ns: 15,
     stalled_ns: 2_000,
@@ -135,7 +137,7 @@ fn a_report_during_a_try_ends_the_silence_without_another_call() {
     p.handed_over(0, 10, false, 0);
     p.handed_over(0, 10, false, 0);
     assert_eq!(steps(&mut p, 100), [(0, Step::Pause)]);
-    let mut resumed = Vec::new();
+    let mut resumed: Vec<i32> = Vec::new();
     p.probe_now(200, |at| resumed.push(at));
     p.probe_now(205, |at| resumed.push(at));
     assert_eq!(resumed, [0], "it is resumed once");
@@ -235,4 +237,71 @@ fn nothing_is_stalled_where_all_are_silent_but_for_what_nobody_leads() {
     p.set_leaderless(&[0, 1]);
     assert_eq!(judge(&mut p, 9_003, 8_000), [true, true]);
     assert!(matches!(p.keyless(10, 9_003, &LIMITS), Choice::Stalled(_)));
+}
+
+/// One record handed over at `now_ns` and reported `took_ns` later.
+fn answer(p: &mut Partitions, now_ns: u64, took_ns: u64) {
+    p.handed_over(0, 10, false, now_ns);
+    p.reported(0, 10, now_ns + took_ns);
+}
+
+#[test]
+fn a_partition_whose_answers_take_long_rests_and_takes_records() {
+    let mut p = partitions(1);
+    answer(&mut p, 1_000, 39);
+    p.handed_over(0, 10, false, 2_000);
+    assert_eq!(steps(&mut p, 2_099), [], "its last answer was quick");
+    p.reported(0, 10, 2_050);
+    p.handed_over(0, 10, false, 3_000);
+    assert_eq!(steps(&mut p, 3_009), []);
+    assert_eq!(steps(&mut p, 3_010), [(0, Step::Pause)], "its last answer took 50");
+    assert_eq!((p.silent(), p.are_resting()), (0, true));
+    assert_eq!(p.fixed(0, 10, &LIMITS), Choice::Partition(0), "it takes records all the same");
+    p.handed_over(0, 10, false, 3_020);
+    p.reported(0, 10, 3_090);
+    assert_eq!(steps(&mut p, 3_090), [(0, Step::Resume)]);
+    // What was queued meanwhile is under way now.
+    assert_eq!(steps(&mut p, 3_100), [(0, Step::Pause)]);
+    p.reported(0, 10, 3_120);
+    assert_eq!(steps(&mut p, 3_120), [(0, Step::Resume)], "nothing is left to be silent");
+    assert!(!p.are_resting());
+    p.handed_over(0, 10, false, 4_000);
+    assert_eq!(steps(&mut p, 4_050), [], "its last answer took 30");
+}
+
+#[test]
+fn a_partition_that_rests_for_too_long_is_tried_and_paused() {
+    let mut p = partitions(1);
+    answer(&mut p, 0, 90);
+    p.handed_over(0, 10, false, 1_000);
+    let mut log = Vec::new();
+    for now in 1_000..1_800 {
+        log.extend(steps(&mut p, now).into_iter().map(|(_, step)| (now, step)));
+    }
+    let (pause, resume) = (Step::Pause, Step::Resume);
+    // Twice its last answer, a try of 15, and a pause of 500 until the next.
+    let wanted = [(1_010, pause), (1_180, resume), (1_195, pause), (1_695, resume), (1_710, pause)];
+    assert_eq!(log, wanted);
+    assert_eq!(p.fixed(0, 10, &LIMITS), Choice::Busy);
+    // An outage doesn't make it patient for ever.
+    let mut p = partitions(1);
+    answer(&mut p, 0, 60_000);
+    p.handed_over(0, 10, false, 70_000);
+    assert_eq!(steps(&mut p, 70_010), [(0, Step::Pause)]);
+    assert_eq!(steps(&mut p, 70_499), []);
+    assert_eq!(steps(&mut p, 70_500), [(0, Step::Resume)]);
+    let mut resumed: Vec<i32> = Vec::new();
+    p.probe_now(70_501, |at| resumed.push(at));
+    assert!(resumed.is_empty(), "it is being tried");
+}
+
+#[test]
+fn a_partition_that_rests_is_tried_when_all_are() {
+    let mut p = partitions(1);
+    answer(&mut p, 0, 90);
+    p.handed_over(0, 10, false, 1_000);
+    assert_eq!(steps(&mut p, 1_010), [(0, Step::Pause)]);
+    let mut resumed: Vec<i32> = Vec::new();
+    p.probe_now(1_011, |at| resumed.push(at));
+    assert_eq!(resumed, [0]);
 }

@@ -101,6 +101,8 @@ pub struct KafkaSink {
     /// The partition's report that was refused last, and how many such runs there were.
     refused_requests: u32,
     silent: u32,
+    /// Some partition rests.
+    resting: bool,
     connected: bool,
     fatal: Option<(Reason, String)>,
     last_error: Option<String>,
@@ -137,8 +139,10 @@ fn limits(config: &Config, requests_ahead: u32, silent_ns: u64, stalled_ns: u64)
         turn_bytes: batch_bytes,
         turn_ns: 10 * MS,
         silent_ns,
+        slow_ns: 30 * MS,
+        rest_ns: 10 * MS,
         probe_every_ns: 500 * MS,
-        probe_ns: 15 * MS,
+        probe_ns: 5 * MS,
         stalled_ns,
     }
 }
@@ -185,6 +189,7 @@ impl KafkaSink {
             side: Side::default(),
             refused_requests: 0,
             silent: 0,
+            resting: false,
             connected: false,
             fatal: None,
             last_error: None,

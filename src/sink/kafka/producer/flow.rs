@@ -16,7 +16,7 @@ impl KafkaSink {
 
     /// Pauses what is silent, and resumes what speaks again.
     pub(super) fn step_partitions(&mut self) {
-        if (self.outstanding == 0 && self.silent == 0)
+        if (self.outstanding == 0 && self.silent == 0 && !self.resting)
             || !self.pauses
             || self.now_ns < self.stepped_at_ns + STEP_NS
         {
@@ -24,6 +24,7 @@ impl KafkaSink {
         }
         self.stepped_at_ns = self.now_ns;
         let silent_before = std::mem::take(&mut self.silent);
+        self.resting = false;
         for topic in &mut self.topics {
             let name = &topic.c_name;
             topic.partitions.steps(self.now_ns, &self.limits, |partition, step| {
@@ -34,6 +35,7 @@ impl KafkaSink {
                 list.push((name.clone(), partition));
             });
             self.silent += topic.partitions.silent();
+            self.resting |= topic.partitions.are_resting();
         }
         self.carry_out();
         if self.silent > 0 && self.connected {

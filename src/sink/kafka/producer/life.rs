@@ -169,6 +169,7 @@ impl KafkaSink {
         self.outstanding = 0;
         self.refused_requests = 0;
         self.silent = 0;
+        self.resting = false;
         let phase = std::mem::replace(&mut self.phase, Phase::Closed);
         if let Phase::Live(instance) | Phase::Draining { instance, .. } = phase {
             self.worker.send(Command::Destroy(instance));
