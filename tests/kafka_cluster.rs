@@ -187,3 +187,30 @@ fn two_of_three_stand_still() {
         )
     });
 }
+
+#[test]
+fn two_of_three_stand_still_again_and_again() {
+    const TIMES: u64 = 6;
+    let _heavy = heavy();
+    let Some(mut cluster) = Cluster::shared() else { return };
+    let outcome = play(&mut cluster, Scene::new("two frozen, again and again"), |stage| {
+        let mut firsts = Vec::new();
+        for time in 0..TIMES {
+            // Each time another pair.
+            let pair = [time % 3 + 1, (time + 1) % 3 + 1].map(|id| id as u32);
+            for id in pair {
+                stage.cluster.pause(id);
+                assert_eq!(process::state(stage.cluster.pid(id)).unwrap(), 'T');
+            }
+            stage.hold(Duration::from_millis(500 + 300 * time));
+            for id in pair {
+                stage.cluster.resume(id);
+            }
+            firsts.push(stage.until_delivered());
+            stage.hold(Duration::from_millis(400));
+        }
+        stage.cluster.wait_until_in_sync(stage.topic);
+        format!("{TIMES} times, first reports {firsts:.1?} after they went on")
+    });
+    assert_eq!(outcome.stats.rebuilds, 0);
+}

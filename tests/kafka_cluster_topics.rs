@@ -4,7 +4,7 @@
 mod scenes_common;
 
 use forebay::{Level, Topic};
-use forebay_testkit::{Cluster, heavy, say};
+use forebay_testkit::{Cluster, Trouble, heavy, say, until};
 use scenes_common::{Scene, common, left_out, play, still};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -69,6 +69,35 @@ fn a_partition_without_a_leader() {
         )
     });
     assert_eq!((outcome.stats.rebuilds, outcome.audit.duplicates), (0, 0));
+}
+
+/// Brokers that are behind, or just started, say that there is no such topic; then they say otherwise.
+#[test]
+fn a_topic_is_missing_from_metadata_and_comes_back() {
+    let _heavy = heavy();
+    let Some(mut cluster) = Cluster::shared() else { return };
+    let outcome = play(&mut cluster, Scene::new("missing from metadata").proxied(), |stage| {
+        let spoilt = |stage: &scenes_common::Stage<'_>| -> u64 {
+            let ids = stage.cluster.ids().into_iter();
+            ids.map(|id| stage.cluster.proxy(id).spoilt_answers()).sum()
+        };
+        let healthy = stage.pipeline.stats();
+        assert!(healthy.held.is_empty() && healthy.books.delivered > 0, "{healthy:?}");
+        let before = spoilt(stage);
+        stage.cluster.trouble_everywhere(Trouble::NoTopics);
+        until(Duration::from_secs(120), "an answer is spoilt", || spoilt(stage) > before);
+        stage.until(|stats| stats.held.iter().any(|h| h.reason == "topic_unavailable"));
+        stage.hold(Duration::from_secs(2));
+        let aside = stage.pipeline.stats().held.iter().map(|h| h.records).sum::<u64>();
+        assert!(aside > 0, "{:?}", stage.pipeline.stats());
+        let answers = spoilt(stage) - before;
+        stage.cluster.trouble_everywhere(Trouble::None);
+        let start = Instant::now();
+        stage.until(|stats| stats.held.is_empty());
+        let back = start.elapsed();
+        format!("{answers} answers said so, {aside} set aside; flowing again {back:.1?} after it")
+    });
+    assert_eq!(outcome.stats.rebuilds, 0);
 }
 
 /// The span of that scene.

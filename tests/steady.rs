@@ -3,6 +3,7 @@
 //! room to spare.
 
 use forebay::{MemorySink, Pipeline, WalFull};
+use forebay_testkit::process::{self, ThreadFigures};
 use forebay_testkit::{say, until};
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
@@ -11,32 +12,17 @@ use std::time::{Duration, Instant};
 /// One test at a time: they read figures of the whole process.
 static ALONE: Mutex<()> = Mutex::new(());
 
-/// Voluntary switches and nanoseconds of CPU of this process's threads called `forebay-...`.
-fn our_threads() -> BTreeMap<String, (u64, u64)> {
-    let mut threads = BTreeMap::new();
-    for task in std::fs::read_dir("/proc/self/task").unwrap() {
-        let task = task.unwrap().path();
-        let read = |name: &str| std::fs::read_to_string(task.join(name)).unwrap_or_default();
-        let name = read("comm").trim().to_owned();
-        if name.starts_with("forebay-") {
-            let switches = number(&read("status"), "voluntary_ctxt_switches:");
-            let cpu_ns = read("schedstat").split(' ').next().and_then(|n| n.parse().ok());
-            threads.insert(name, (switches, cpu_ns.unwrap_or(0)));
-        }
-    }
-    threads
-}
-
-/// The number behind `name` at the beginning of a line.
-fn number(text: &str, name: &str) -> u64 {
-    let line = text.lines().find_map(|line| line.strip_prefix(name));
-    line.and_then(|rest| rest.split_whitespace().next()?.parse().ok()).expect(name)
+/// What this process's threads called `forebay-...` have done.
+fn our_threads() -> BTreeMap<String, ThreadFigures> {
+    let threads = process::threads(|name| name.starts_with("forebay-")).into_iter();
+    threads.map(|thread| (thread.name.clone(), thread)).collect()
 }
 
 /// KiB of memory of our own (not of mapped files), and of all that is resident.
 fn resident_kib() -> (u64, u64) {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
-    (number(&status, "RssAnon:"), number(&status, "VmRSS:"))
+    let kib = |name| process::number(&status, name).expect(name);
+    (kib("RssAnon:"), kib("VmRSS:"))
 }
 
 /// Seconds that the test was asked to take, by hand.
@@ -53,8 +39,8 @@ fn is_idle(how_long: Duration) -> bool {
     [("forebay-flusher", 250.0), ("forebay-keeper", 25.0)].iter().fold(
         true,
         |is_idle, (name, most)| {
-            let wakes = (after[*name].0 - before[*name].0) as f64 / s;
-            let cpu = (after[*name].1 - before[*name].1) as f64 / s / 1e9 * 100.0;
+            let wakes = (after[*name].switches - before[*name].switches) as f64 / s;
+            let cpu = (after[*name].cpu - before[*name].cpu).as_secs_f64() / s * 100.0;
             say(&format!(
                 "idle: {name} wakes {wakes:.1} times a second and takes {cpu:.3} % of a core"
             ));

@@ -13,7 +13,7 @@ pub mod common;
 use common::{Load, Sent};
 use forebay::{Pipeline, Receipt, Stats, Topic};
 use forebay_testkit::audit::Audit;
-use forebay_testkit::{Cluster, Consumed, private_dir, say, until};
+use forebay_testkit::{Cluster, Consumed, private_dir, process, say, until};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -300,21 +300,12 @@ fn append_gap(records: &[Consumed]) -> Duration {
     Duration::from_millis(gap_ms.max(0).unsigned_abs())
 }
 
-/// The CPU time of our threads and librdkafka's: not the senders', nor the proxies'. A thread that
-/// ended is forgotten.
+/// Whether a thread of this name is ours or librdkafka's: not a sender, nor a proxy.
+pub fn is_client(name: &str) -> bool {
+    name.starts_with("forebay") || name.starts_with("rdk:")
+}
+
+/// The CPU time of our threads and librdkafka's. A thread that ended is forgotten.
 fn own_cpu() -> Duration {
-    let mut ticks = 0u64;
-    for task in std::fs::read_dir("/proc/self/task").into_iter().flatten().flatten() {
-        let Ok(stat) = std::fs::read_to_string(task.path().join("stat")) else { continue };
-        let Some((head, tail)) = stat.rsplit_once(')') else { continue };
-        let name = head.split_once('(').map_or("", |(_, name)| name);
-        if !name.starts_with("forebay") && !name.starts_with("rdk:") {
-            continue;
-        }
-        let fields: Vec<&str> = tail.split_whitespace().collect();
-        let field = |at: usize| fields.get(at).and_then(|f| f.parse::<u64>().ok()).unwrap_or(0);
-        ticks += field(11) + field(12);
-    }
-    // 100 a second on every Linux that this runs on.
-    Duration::from_millis(ticks * 10)
+    process::threads(is_client).iter().map(|thread| thread.cpu).sum()
 }

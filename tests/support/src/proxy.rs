@@ -37,6 +37,8 @@ pub enum Trouble {
     SwallowAnswersTo(i16),
     /// Metadata names no broker. Connections as above.
     NoBrokers,
+    /// Metadata says of every topic that there is none. Connections as above.
+    NoTopics,
     /// Each connection is reset when it is so old.
     Reset(Duration),
     /// Answers come so much later.
@@ -54,6 +56,7 @@ impl Trouble {
         match self {
             Trouble::SwallowAnswersTo(key) => Some(Filter::Swallow(key)),
             Trouble::NoBrokers => Some(Filter::NoBrokers),
+            Trouble::NoTopics => Some(Filter::NoTopics),
             _ => None,
         }
     }
