@@ -173,6 +173,9 @@ impl MemoryStorage {
             durable: bytes.to_vec(),
             dirty: Vec::new(),
         });
+        // Nothing that was to become of the name can bring back what stood there.
+        let pending = std::mem::take(&mut disk.pending);
+        disk.pending = pending.into_iter().filter_map(|op| op.without(name)).collect();
         disk.names.insert(name.to_string(), file);
         disk.durable_names.insert(name.to_string(), file);
     }

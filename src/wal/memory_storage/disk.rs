@@ -44,6 +44,17 @@ pub(super) enum NameOp {
 }
 
 impl NameOp {
+    /// What is left of it when another file has this name now, for good.
+    pub(super) fn without(self, name: &str) -> Option<NameOp> {
+        match self {
+            NameOp::Create(created, _) if created == name => None,
+            NameOp::Unlink(unlinked) if unlinked == name => None,
+            NameOp::Rename(_, to, _) if to == name => None,
+            NameOp::Rename(from, to, file) if from == name => Some(NameOp::Create(to, file)),
+            other => Some(other),
+        }
+    }
+
     pub(super) fn apply(&self, names: &mut BTreeMap<String, usize>) {
         match self {
             NameOp::Create(name, file) => {

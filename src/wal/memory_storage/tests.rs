@@ -16,6 +16,26 @@ fn file(storage: &MemoryStorage, name: &str, bytes: &[u8]) -> Arc<dyn StorageFil
     file
 }
 
+/// Fuzzing `ops` found it: a power cut brought back what had stood there before a file was put.
+#[test]
+fn what_was_put_is_there_whatever_was_to_become_of_its_name() {
+    let storage = MemoryStorage::new();
+    file(&storage, "made", b"old");
+    file(&storage, "moved", b"old");
+    storage.rename("moved", "away").expect("renamed");
+    file(&storage, "from", b"old");
+    storage.rename("from", "to").expect("renamed");
+    file(&storage, "gone", b"old");
+    storage.unlink("gone").expect("unlinked");
+    let names = ["made", "moved", "to", "gone"];
+    names.iter().for_each(|name| storage.put(name, b"new"));
+    for name in names {
+        assert_eq!(left(&storage, name), BTreeSet::from([Some(b"new".to_vec())]), "{name}");
+    }
+    let away = left(&storage, "away");
+    assert!(away.contains(&None) && away.contains(&Some(b"old".to_vec())), "{away:?}");
+}
+
 #[test]
 fn a_power_cut_keeps_any_subset_of_the_sectors() {
     let storage = MemoryStorage::new();
