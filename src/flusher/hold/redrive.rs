@@ -8,6 +8,7 @@ use crate::report::{Opaque, Outcome, Scope};
 use crate::sequence::End;
 use crate::sink::ProduceError;
 use crate::wal::{AsideItem, AsideReader, AsideRecord, Wal};
+use std::io::ErrorKind;
 
 /// Between two probes that Kafka refuses: from the first pause doubling up to this. Each costs the
 /// instance a pause.
@@ -15,12 +16,16 @@ const PROBE_MAX_NS: u64 = 30_000_000_000;
 /// Records of one hold that are looked at in one look.
 const PER_LOOK: usize = 4_096;
 
-/// Reads the record at a place; a reader that stands before it goes on from there.
+/// Reads the record at a place; a reader that stands before it goes on from there. `None`: it is gone
+/// with its file.
+///
+/// # Errors
+/// The storage refuses the read for now.
 fn find<'r>(
     wal: &Wal,
     reader: &'r mut Option<AsideReader>,
     at: LogPosition,
-) -> Option<AsideRecord<'r>> {
+) -> Result<Option<AsideRecord<'r>>, ErrorKind> {
     let is_near = |r: &AsideReader| {
         r.stands_before(at) || wal.last_aside(r).is_some_and(|aside| aside.position == at)
     };
@@ -32,10 +37,11 @@ fn find<'r>(
         match wal.read_aside(reader) {
             AsideItem::Record(aside) if aside.position >= at => break,
             AsideItem::Record(_) => {}
-            AsideItem::CaughtUp | AsideItem::Error(_) => return None,
+            AsideItem::CaughtUp => return Ok(None),
+            AsideItem::Error(kind) => return Err(kind),
         }
     }
-    wal.last_aside(reader).filter(|aside| aside.position == at)
+    Ok(wal.last_aside(reader).filter(|aside| aside.position == at))
 }
 
 impl Flusher {
@@ -157,9 +163,9 @@ impl Flusher {
             if let Some((_, at)) = before {
                 reader.back();
                 match find(wal, &mut hold.early_reader, at) {
-                    Some(early) => aside = early,
-                    None => {
-                        // It is gone with its file, or can't be read now.
+                    Ok(Some(early)) => aside = early,
+                    Err(_) => break false,
+                    Ok(None) => {
                         hold.early.retain(|(_, position)| *position != at);
                         continue;
                     }
@@ -304,12 +310,13 @@ impl Flusher {
                 }
             };
             let written = match find(wal, &mut hold.guilty_reader, at) {
-                Some(aside) => {
+                Ok(Some(aside)) => {
                     let (lsn, record) = (aside.lsn, aside.record);
                     wal.set_aside(lsn, &record, why.name, why.code, unix_ms).map(Some)
                 }
-                // It is gone with its file.
-                None => Ok(None),
+                Ok(None) => Ok(None),
+                // It stays guilty until it can be read.
+                Err(_) => return,
             };
             match written {
                 Ok(position) => {
