@@ -121,10 +121,10 @@ impl Partition {
         self.records > 0 && now_ns >= self.heard_ns + limits.silent_ns
     }
 
-    /// How long this try lasts. A short one costs little; every eighth is long, so that one
+    /// How long this try lasts. A short one costs little; the first of eight is long, so that one
     /// also succeeds where the threads get their turn late.
     fn try_ns(&self, limits: &Limits) -> u64 {
-        if self.tries.is_multiple_of(8) { limits.probe_ns * 8 } else { limits.probe_ns }
+        if self.tries % 8 == 1 { limits.probe_ns * 8 } else { limits.probe_ns }
     }
 
     /// How long a partition that rests may be silent: twice its last answer, within bounds.
