@@ -93,8 +93,9 @@ fn overtaken(audit: &Audit) -> usize {
     audit.disorder.len()
 }
 
-/// One pipeline with `order`, through an outage if `fault`.
-fn run(kafka: &mut Kafka, order: Order, fault: bool) {
+/// One pipeline with `order`, through an outage if `fault`. Whether anything was delivered beside the
+/// backlog.
+fn run(kafka: &mut Kafka, order: Order, fault: bool) -> bool {
     let topic_name = kafka.topic("live", common::PARTITIONS);
     let dir = private_dir();
     // Not so short that a loaded machine makes a backlog of what goes live.
@@ -149,11 +150,12 @@ fn run(kafka: &mut Kafka, order: Order, fault: bool) {
     let overtaken = overtaken(&audit);
     if order == Order::LiveFirst && fault {
         assert!(books.spilled > BACKLOG * 9 / 10, "{books:?}");
-        assert!(overtaken > 0 && tracked.beside > 0, "{overtaken} overtaken");
+        assert!(overtaken > 0, "{overtaken} overtaken");
         audit.disorder.clear();
     }
     // Nothing lost, nothing twice, and but for what was just taken out nothing out of order.
     audit.assert_exact(&counts);
+    tracked.beside > 0
 }
 
 #[test]
@@ -163,5 +165,8 @@ fn what_is_sent_beside_a_backlog_is_delivered_at_once_with_live_records_first() 
     common::warm_up(&kafka);
     run(&mut kafka, Order::LiveFirst, false);
     run(&mut kafka, Order::BacklogFirst, true);
-    run(&mut kafka, Order::LiveFirst, true);
+    // The broker may go on just as librdkafka gives its connection up (after 4 s): then the first
+    // live record may wait for as long as the backlog takes.
+    let beside = (0..4).any(|_| run(&mut kafka, Order::LiveFirst, true));
+    assert!(beside, "no live record was delivered beside the backlog, four times");
 }
