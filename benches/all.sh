@@ -34,6 +34,7 @@ plots() {
 
 figure means bench send -- means
 figure tails bench send -- tails
+figure peak bench send -- peak
 figure forms bench send -- forms
 figure shared bench send -- shared
 figure sizes bench send -- sizes

@@ -15,7 +15,8 @@
 //! an existing Kafka, with `FOREBAY_BENCH_KAFKA=1` one that is started for it, and
 //! `FOREBAY_BENCH_MOCK=0` leaves the mock out. With `FOREBAY_BENCH_GO`, the path of the program in
 //! benches/peers, that one has a row in `paced`. `FOREBAY_BENCH_ROUNDS` (3) is how often each row
-//! runs, `FOREBAY_BENCH_RECORDS` (600,000) how many records of 100 B; of 1 KiB it is a third.
+//! runs, `FOREBAY_BENCH_RECORDS` (3,000,000) how many records of 100 B; of 1 KiB it is a third.
+//! Fewer than fill everybody's queues many times over measure the start and the end of a run.
 //! `--quick` sees that it works, `--json` prints an object a row.
 
 #![allow(missing_docs, clippy::print_stdout)]
@@ -194,7 +195,8 @@ fn flat(target: &str, brokers: &str, topic: &str) {
         "lost by a kill as the last send returns",
     ];
     let table = Table::new("end_to_end", "flat", &what, &columns);
-    let records = env("FOREBAY_BENCH_RECORDS").unwrap_or(if is_quick() { 20_000 } else { 600_000 });
+    let records =
+        env("FOREBAY_BENCH_RECORDS").unwrap_or(if is_quick() { 20_000 } else { 3_000_000 });
     for threads in [1, 2] {
         for bytes in [100, 1024] {
             let records = if bytes > 100 { records / 3 } else { records };

@@ -4,6 +4,7 @@
 //! - `means`: criterion's mean of a send on one thread, flat out, drained outside the clock.
 //! - `tails`: floors, this crate's parts, queues written by hand, and the whole pipeline with a
 //!   log, `healthy` and in an `outage` in which the sink takes nothing and records go to the log.
+//! - `peak`: 1,000,000 a second in all, from threads that sleep, healthy and in such an outage.
 //! - `forms`: with a key, headers, `send_with`, `send_tracked`, and the refusal of a full lane.
 //! - `shared`: 2, 4 and 8 threads on one lane, beside as many on one byte ring.
 //! - `sizes`: 16 B to 64 KiB.
@@ -34,7 +35,7 @@ mod ring;
 mod runner;
 mod whole;
 
-use common::table::{Cell, Table, is_json, note};
+use common::table::{Cell, Table, is_json, note, people};
 use common::{env, is_quick, words};
 use criterion::{BenchmarkId, Criterion};
 use fronts::{ByHand, Lane, Named, Null, QueueAndCopy, Rings};
@@ -113,6 +114,44 @@ fn tails() {
         "What waits in a ring or a queue is lost with the process; what the pipeline loses of what \
          it took is bounded by its loss window. `peers` and the bench `outage` count both.",
     );
+}
+
+/// The stated peak, which all goes to the log in the outage.
+const PEAK_PER_S: u64 = 1_000_000;
+
+fn peak() {
+    let columns = ["front", "threads", "p50", "p99", "p99.9", "by healthy", "refused", "journaled"];
+    let what = format!(
+        "ns of a send of 256 B, {} a second in all from threads that sleep, a burst each \
+         millisecond; medians of {} rounds (least-most), interleaved; `by healthy`: p50/p99/p99.9 \
+         divided by the healthy pipeline's",
+        people(PEAK_PER_S),
+        Plan::rounds()
+    );
+    let table = Table::new("send", "peak", &what, &columns);
+    for threads in [1, 2, 4] {
+        let names: Vec<Named> = vec![
+            ("healthy", Arc::new(Whole::healthy(4))),
+            ("outage", Arc::new(Whole::outage(4))),
+            ("null", Arc::new(Null)),
+            (RING, Arc::new(Rings::new(threads))),
+        ];
+        let plan = Plan::new(threads, 256);
+        let pace_ns = threads as u64 * 1_000_000_000 / PEAK_PER_S;
+        let rows = interleave(&names, &Plan { pace_ns, sleeps: true, ..plan });
+        for ((name, _), row) in names.iter().zip(&rows) {
+            table.row([
+                (*name).into(),
+                (threads as u64).into(),
+                Cell::Spread(row.p50.clone(), 0),
+                Cell::Number(row.p99.median(), 0),
+                Cell::Spread(row.p999.clone(), 0),
+                ratios(row, &rows[0]),
+                row.refused.into(),
+                row.journaled.into(),
+            ]);
+        }
+    }
 }
 
 fn forms() {
@@ -259,8 +298,8 @@ fn main() {
     if wants("means") && !is_json() {
         means();
     }
-    let parts: [(&str, fn()); 4] =
-        [("tails", tails), ("forms", forms), ("shared", shared), ("sizes", sizes)];
+    let parts: [(&str, fn()); 5] =
+        [("tails", tails), ("peak", peak), ("forms", forms), ("shared", shared), ("sizes", sizes)];
     for (word, part) in parts {
         if wants(word) {
             part();

@@ -24,6 +24,8 @@ pub struct Plan {
     pub bytes: usize,
     pub pace_ns: u64,
     pub for_ns: u64,
+    /// Sleep between two sends, whatever the number of threads.
+    pub sleeps: bool,
 }
 
 impl Plan {
@@ -32,7 +34,7 @@ impl Plan {
         let pace_ns = env("FOREBAY_BENCH_PACE_NS").unwrap_or(4_000).max(1);
         let pace_ns = pace_ns.max(bytes as u64 * 1_000_000_000 / BYTES_PER_S);
         let pace_ns = pace_ns.max(threads as u64 * ALL_PACE_NS);
-        Plan { threads, bytes, pace_ns, for_ns: for_ms.max(1) * 1_000_000 }
+        Plan { threads, bytes, pace_ns, for_ns: for_ms.max(1) * 1_000_000, sleeps: false }
     }
 
     pub fn rounds() -> u64 {
@@ -45,7 +47,7 @@ impl Plan {
 
     /// Whether the threads spin between two sends; more than there are cores sleep.
     pub fn spins(&self) -> bool {
-        self.threads <= Plan::cores()
+        !self.sleeps && self.threads <= Plan::cores()
     }
 }
 
