@@ -7,6 +7,8 @@ pub(super) struct Coverage {
     pub(super) records: u64,
     pub(super) refused_full: u64,
     pub(super) looks: u64,
+    /// In the middle of a turn of the keeper.
+    pub(super) looks_beside_keeper: u64,
     pub(super) process_crashes: u64,
     pub(super) power_cuts: u64,
     pub(super) crashes_in_a_write: u64,
@@ -54,6 +56,7 @@ impl Coverage {
         self.records += more.records;
         self.refused_full += more.refused_full;
         self.looks += more.looks;
+        self.looks_beside_keeper += more.looks_beside_keeper;
         self.process_crashes += more.process_crashes;
         self.power_cuts += more.power_cuts;
         self.crashes_in_a_write += more.crashes_in_a_write;
@@ -95,6 +98,7 @@ impl Coverage {
             ("records", self.records),
             ("refused_full", self.refused_full),
             ("looks", self.looks),
+            ("looks_beside_keeper", self.looks_beside_keeper),
             ("process_crashes", self.process_crashes),
             ("power_cuts", self.power_cuts),
             ("crashes_in_a_write", self.crashes_in_a_write),

@@ -83,7 +83,8 @@ const RECORD_BYTES_MAX: usize = 400;
 
 /// One process on the disk.
 pub(super) struct Process {
-    pub(super) flusher: Flusher,
+    /// Shared with whatever goes on while the keeper uses the disk.
+    pub(super) flusher: Arc<Mutex<Flusher>>,
     pub(super) keeper: Option<Keeper>,
     pub(super) shared: Arc<Shared>,
     topics: [TopicId; 2],
@@ -163,6 +164,7 @@ impl Process {
             memory_bytes: 0,
         });
         flusher.break_rules(setup.broken);
+        let flusher = Arc::new(Mutex::new(flusher));
         Ok(Some((Process { flusher, keeper, shared, topics: ids }, recovery)))
     }
 

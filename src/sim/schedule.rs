@@ -3,6 +3,7 @@
 
 mod close;
 mod crash;
+mod keep;
 mod stall;
 mod verdict;
 
@@ -45,6 +46,8 @@ pub(super) struct Mode {
 /// One schedule under way.
 pub(super) struct Schedule {
     rng: Rng,
+    /// For what was added later: the schedule of a seed stays what it was.
+    beside: Rng,
     setup: Setup,
     /// A keeper so lazy that the log may be late.
     tight: bool,
@@ -169,6 +172,7 @@ impl Schedule {
         let closes_left = rng.below(2) as u32;
         Ok(Schedule {
             rng,
+            beside: Rng::new(!seed),
             setup,
             tight,
             clock,
@@ -314,42 +318,14 @@ impl Schedule {
         self.outside_is_well()
     }
 
-    fn keep(&mut self) -> Result<(), Violation> {
-        let Some(keeper) = &mut self.process.keeper else { return Ok(()) };
-        keeper.step(self.now_ns);
-        // What a failing disk left may keep it from being stored for a while longer.
-        let is_stored = keeper.is_stored();
-        if self.disk.crashed() {
-            self.coverage.crashes_in_a_write += 1;
-            return self.crash();
-        }
-        if self.faulty {
-            return Ok(());
-        }
-        let due = self.synced_ns.is_none_or(|t| self.now_ns - t >= self.setup.sync_interval_ns);
-        if due {
-            self.synced_ns = Some(self.now_ns);
-            if !self.was_faulty {
-                // The checkpoint of this turn is stored after the sync.
-                self.finals_synced = self.finals_stored;
-                self.tell(|s| format!("synced, {} final stored", s.finals_synced));
-                self.power_safe_ns = self.journal_safe_ns;
-            }
-        }
-        if is_stored {
-            self.finals_stored = self.finals();
-        }
-        Ok(())
-    }
-
     fn finals(&self) -> u64 {
         let outside = self.outside.lock();
-        let moved = self.process.flusher.held_moves();
+        let moved = self.process.flusher.lock().held_moves();
         self.finals_before + outside.delivered + outside.given_up + moved
     }
 
     fn look(&mut self) -> Result<(), Violation> {
-        self.process.flusher.look(self.now_ns);
+        self.process.flusher.lock().look(self.now_ns);
         self.coverage.looks += 1;
         self.looks += 1;
         if self.disk.crashed() {

@@ -17,7 +17,7 @@ mod tests;
 use super::storage::{AppendFile, Storage, StorageFile};
 use crate::chance::splitmix64;
 use disk::{Disk, MemoryFile, NameOp, WHOLE};
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 use std::io;
 use std::sync::Arc;
 
@@ -59,10 +59,40 @@ pub struct StorageCounts {
     pub unlinked: u64,
 }
 
+/// Called before a call of the seam; not while it runs itself.
+pub type Meanwhile = Box<dyn FnMut() + Send>;
+
+/// The disk, and what else goes on while somebody uses it.
+#[derive(Default)]
+struct Machine {
+    disk: Mutex<Disk>,
+    meanwhile: Mutex<Option<Meanwhile>>,
+}
+
+impl Machine {
+    fn with(disk: Disk) -> Self {
+        Machine { disk: Mutex::new(disk), meanwhile: Mutex::default() }
+    }
+
+    /// The disk, for a call of the seam.
+    fn called(&self) -> MutexGuard<'_, Disk> {
+        let meanwhile = self.meanwhile.lock().take();
+        if let Some(mut meanwhile) = meanwhile {
+            meanwhile();
+            self.meanwhile.lock().get_or_insert(meanwhile);
+        }
+        self.disk.lock()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Disk> {
+        self.disk.lock()
+    }
+}
+
 /// A directory in memory. Clones share it.
 #[derive(Clone, Default)]
 pub struct MemoryStorage {
-    disk: Arc<Mutex<Disk>>,
+    disk: Arc<Machine>,
 }
 
 impl MemoryStorage {
@@ -106,6 +136,12 @@ impl MemoryStorage {
         self.disk.lock().faults = plan;
     }
 
+    /// What goes on before each call of the seam from now on: another thread's work, say, at every
+    /// point at which this one touches the disk. `None` ends it.
+    pub fn set_meanwhile(&self, meanwhile: Option<Meanwhile>) {
+        *self.disk.meanwhile.lock() = meanwhile;
+    }
+
     /// Bytes that all files together may have; `None` for no limit.
     pub fn set_capacity(&self, bytes: Option<u64>) {
         self.disk.lock().capacity_bytes = bytes;
@@ -135,7 +171,7 @@ impl MemoryStorage {
     #[must_use]
     pub fn process_crash_image(&self) -> MemoryStorage {
         let image = self.disk.lock().image();
-        MemoryStorage { disk: Arc::new(Mutex::new(image)) }
+        MemoryStorage { disk: Arc::new(Machine::with(image)) }
     }
 
     /// What the next process finds after a power cut; `seed` chooses which of the unsynced
@@ -154,7 +190,7 @@ impl MemoryStorage {
         for file in &mut image.files {
             file.cut_power(&mut coin);
         }
-        MemoryStorage { disk: Arc::new(Mutex::new(image)) }
+        MemoryStorage { disk: Arc::new(Machine::with(image)) }
     }
 
     /// A file's bytes, for tests.
@@ -193,7 +229,7 @@ impl MemoryStorage {
 
 impl Storage for MemoryStorage {
     fn list(&self, dir: &str) -> io::Result<Vec<String>> {
-        let mut disk = self.disk.lock();
+        let mut disk = self.disk.called();
         disk.read()?;
         let prefix = if dir.is_empty() { String::new() } else { format!("{dir}/") };
         let within = disk.names.keys().filter_map(|name| name.strip_prefix(&prefix));
@@ -201,7 +237,7 @@ impl Storage for MemoryStorage {
     }
 
     fn create(&self, name: &str, len: u64) -> io::Result<Box<dyn AppendFile>> {
-        let mut disk = self.disk.lock();
+        let mut disk = self.disk.called();
         if disk.names.contains_key(name) {
             return Err(io::ErrorKind::AlreadyExists.into());
         }
@@ -214,14 +250,14 @@ impl Storage for MemoryStorage {
     }
 
     fn open(&self, name: &str) -> io::Result<Arc<dyn StorageFile>> {
-        let mut disk = self.disk.lock();
+        let mut disk = self.disk.called();
         disk.read()?;
         let file = *disk.names.get(name).ok_or(io::ErrorKind::NotFound)?;
         Ok(self.handle(file))
     }
 
     fn open_or_create(&self, name: &str) -> io::Result<Arc<dyn StorageFile>> {
-        let mut disk = self.disk.lock();
+        let mut disk = self.disk.called();
         let file = match disk.names.get(name) {
             Some(file) => *file,
             None => {
@@ -234,7 +270,7 @@ impl Storage for MemoryStorage {
     }
 
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
-        let mut disk = self.disk.lock();
+        let mut disk = self.disk.called();
         let file = disk.names.get(from).copied();
         disk.step_whole(StorageOp::Rename, |disk| {
             if let Some(file) = file {
@@ -247,7 +283,7 @@ impl Storage for MemoryStorage {
     }
 
     fn unlink(&self, name: &str) -> io::Result<()> {
-        let mut disk = self.disk.lock();
+        let mut disk = self.disk.called();
         let mut was_there = false;
         disk.step_whole(StorageOp::Unlink, |disk| {
             was_there = disk.names.remove(name).is_some();
@@ -260,26 +296,26 @@ impl Storage for MemoryStorage {
     }
 
     fn sync_dir(&self) -> io::Result<()> {
-        self.disk.lock().step_whole(StorageOp::SyncDir, |disk| {
+        self.disk.called().step_whole(StorageOp::SyncDir, |disk| {
             disk.pending.clear();
             disk.durable_names = disk.names.clone();
         })
     }
 
     fn free_bytes(&self) -> io::Result<u64> {
-        let disk = self.disk.lock();
+        let disk = self.disk.called();
         Ok(disk.capacity_bytes.unwrap_or(1 << 40).saturating_sub(disk.used()))
     }
 }
 
 struct Handle {
-    disk: Arc<Mutex<Disk>>,
+    disk: Arc<Machine>,
     file: usize,
 }
 
 impl StorageFile for Handle {
     fn read_at(&self, offset: u64, into: &mut [u8]) -> io::Result<usize> {
-        let mut disk = self.disk.lock();
+        let mut disk = self.disk.called();
         disk.read()?;
         let end = offset + into.len() as u64;
         if disk.unreadable.iter().any(|u| u.0 == self.file && u.1 < end && offset < u.2) {
@@ -293,14 +329,14 @@ impl StorageFile for Handle {
     }
 
     fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
-        let mut disk = self.disk.lock();
+        let mut disk = self.disk.called();
         let len = disk.files[self.file].live.len() as u64;
         disk.room((offset + bytes.len() as u64).saturating_sub(len))?;
         disk.write(self.file, offset, bytes)
     }
 
     fn sync(&self) -> io::Result<()> {
-        let mut disk = self.disk.lock();
+        let mut disk = self.disk.called();
         let id = self.file;
         let said = disk.step_whole(StorageOp::Sync, |disk| {
             let file = &mut disk.files[id];
@@ -314,19 +350,19 @@ impl StorageFile for Handle {
     }
 
     fn len(&self) -> io::Result<u64> {
-        let mut disk = self.disk.lock();
+        let mut disk = self.disk.called();
         disk.read()?;
         Ok(disk.files[self.file].live.len() as u64)
     }
 
     fn truncate(&self, len: u64) -> io::Result<()> {
-        let (mut disk, id) = (self.disk.lock(), self.file);
+        let (mut disk, id) = (self.disk.called(), self.file);
         disk.step_whole(StorageOp::Truncate, |disk| disk.files[id].truncate(len as usize))
     }
 }
 
 struct Appender {
-    disk: Arc<Mutex<Disk>>,
+    disk: Arc<Machine>,
     file: usize,
     len: u64,
 }
@@ -343,12 +379,12 @@ impl Appender {
 impl AppendFile for Appender {
     fn write_at(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()> {
         self.in_range(offset, bytes.len())?;
-        self.disk.lock().write(self.file, offset, bytes)
+        self.disk.called().write(self.file, offset, bytes)
     }
 
     fn commit_at(&mut self, offset: u64, word: u64) -> io::Result<()> {
         self.in_range(offset, 8)?;
-        let (mut disk, id) = (self.disk.lock(), self.file);
+        let (mut disk, id) = (self.disk.called(), self.file);
         disk.step_whole(StorageOp::Commit, |disk| {
             disk.files[id].write(offset as usize, &word.to_le_bytes());
         })
@@ -356,7 +392,7 @@ impl AppendFile for Appender {
 
     fn populate(&mut self, offset: u64, len: u64) -> io::Result<()> {
         self.in_range(offset, len as usize)?;
-        self.disk.lock().step(StorageOp::Populate).1
+        self.disk.called().step(StorageOp::Populate).1
     }
 
     fn file(&self) -> Arc<dyn StorageFile> {

@@ -56,7 +56,7 @@ pub use format::{FrameHeader, FrameKind, HeaderVerdict, SegmentHeader, SegmentKi
 pub use inspect::{FrameWalk, Inspected, SegmentSummary, inspect, inspect_checkpoint};
 pub use keeper::{StepReport, WalKeeper};
 pub use log::{Wal, WalStats};
-pub use memory_storage::{FaultPlan, MemoryStorage, StorageCounts, StorageOp};
+pub use memory_storage::{FaultPlan, Meanwhile, MemoryStorage, StorageCounts, StorageOp};
 pub use reader::Reader;
 pub use redrive::Orphan;
 pub use repair::{Repaired, plan, repair};

@@ -17,10 +17,10 @@ impl Schedule {
         self.tell(|_| format!("closes within {deadline_ms} ms, after a panic: {is_panic}"));
         let keeper = self.meanwhile();
         if is_panic {
-            self.process.flusher.salvage();
+            self.process.flusher.lock().salvage();
         } else {
             self.process.shared.ask_close(self.now_ns + deadline_ms * MS);
-            self.process.flusher.end();
+            self.process.flusher.lock().end();
         }
         // It has ended: what happened meanwhile is done with, and the keeper is ours again.
         self.clock.let_go_on(None);

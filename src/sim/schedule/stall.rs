@@ -27,7 +27,9 @@ impl Schedule {
             self.end_rebuild();
             self.tick()?;
             let mut outside = self.outside.lock();
-            if outside.brokers.outstanding() == 0 && !self.process.flusher.is_holding_a_topic() {
+            if outside.brokers.outstanding() == 0
+                && !self.process.flusher.lock().is_holding_a_topic()
+            {
                 break;
             }
             for p in 0..PARTITIONS {

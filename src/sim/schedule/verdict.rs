@@ -20,7 +20,7 @@ impl Schedule {
         if let Some((name, books, truth)) = says.iter().find(|(_, books, truth)| books != truth) {
             return Err(format!("the books say {name} {books}, it is {truth}"));
         }
-        let held = self.process.flusher.held_moves() + books.recovered;
+        let held = self.process.flusher.lock().held_moves() + books.recovered;
         if books.set_aside > outside.given_up + held {
             return Err(format!("{} set aside, {} refused", books.set_aside, outside.given_up));
         }
@@ -37,7 +37,7 @@ impl Schedule {
                 !outside.checker.arrived_once(**id) && !outside.checker.was_refused(**id)
             };
             // What is set aside is final for a flush, but for that of a silent partition.
-            if self.process.flusher.is_holding_a_topic() {
+            if self.process.flusher.lock().is_holding_a_topic() {
                 continue;
             }
             if let Some(id) = sent.iter().find(open) {
@@ -55,8 +55,8 @@ impl Schedule {
         c.recovered += stats.books.recovered;
         c.set_aside += stats.books.set_aside;
         c.dropped += stats.books.dropped;
-        c.held += self.process.flusher.held_moves();
-        c.held_partition += self.process.flusher.held_partition_moves();
+        c.held += self.process.flusher.lock().held_moves();
+        c.held_partition += self.process.flusher.lock().held_partition_moves();
         c.append_failures += stats.wal.as_ref().map_or(0, |w| w.append_failures);
     }
 
@@ -83,7 +83,7 @@ impl Schedule {
             let outside = self.outside.lock();
             let is_quiet = outside.brokers.outstanding() == 0
                 && !outside.rebuilding
-                && !self.process.flusher.is_holding();
+                && !self.process.flusher.lock().is_holding();
             if self.looks > 2 && books.in_lanes + books.in_flight + books.in_wal == 0 && is_quiet {
                 drop(outside);
                 return self.finish();
