@@ -15,8 +15,9 @@
 //! an existing Kafka, with `FOREBAY_BENCH_KAFKA=1` one that is started for it, and
 //! `FOREBAY_BENCH_MOCK=0` leaves the mock out. With `FOREBAY_BENCH_GO`, the path of the program in
 //! benches/peers, that one has a row in `paced`. `FOREBAY_BENCH_ROUNDS` (3) is how often each row
-//! runs, `FOREBAY_BENCH_RECORDS` (3,000,000) how many records of 100 B; of 1 KiB it is a third.
-//! Fewer than fill everybody's queues many times over measure the start and the end of a run.
+//! runs, `FOREBAY_BENCH_RECORDS` how many records of 100 B; of 1 KiB it is a third. 3,000,000 into
+//! the mock, which keeps nothing: fewer don't fill everybody's queues many times over, and measure
+//! the start and the end of a run. 600,000 into a real Kafka, which keeps them all: 8 GB.
 //! `--quick` sees that it works, `--json` prints an object a row.
 
 #![allow(missing_docs, clippy::print_stdout)]
@@ -40,6 +41,8 @@ const LIMIT: Duration = Duration::from_secs(120);
 const PACED_PER_S: u64 = 200_000;
 const PACED_THREADS: u64 = 2;
 const PARTITIONS: u32 = 3;
+const MOCK_RECORDS: u64 = 3_000_000;
+const REAL_RECORDS: u64 = 600_000;
 const SERVE_EVERY: u64 = 500;
 const GO: &str = "Go channel + confluent-kafka-go";
 const GO_PACER: &str = "pacer alone, in Go";
@@ -177,7 +180,7 @@ fn measure(
     rows
 }
 
-fn flat(target: &str, brokers: &str, topic: &str) {
+fn flat(target: &str, brokers: &str, topic: &str, records: u64) {
     let what = format!(
         "{target}, flat out; medians of {} rounds (least-most), interleaved; `by BaseProducer`: \
          records a second and CPU divided by its",
@@ -195,8 +198,8 @@ fn flat(target: &str, brokers: &str, topic: &str) {
         "lost by a kill as the last send returns",
     ];
     let table = Table::new("end_to_end", "flat", &what, &columns);
-    let records =
-        env("FOREBAY_BENCH_RECORDS").unwrap_or(if is_quick() { 20_000 } else { 3_000_000 });
+    let records = if is_quick() { 20_000 } else { records };
+    let records = env("FOREBAY_BENCH_RECORDS").unwrap_or(records);
     for threads in [1, 2] {
         for bytes in [100, 1024] {
             let records = if bytes > 100 { records / 3 } else { records };
@@ -270,11 +273,11 @@ fn paced(target: &str, brokers: &str, topic: &str) {
     }
 }
 
-fn all(target: &str, brokers: &str, topic: &str) {
+fn all(target: &str, brokers: &str, topic: &str, records: u64) {
     let words = words();
     let wants = |word: &str| words.is_empty() || words.iter().any(|w| w == word);
     if wants("flat") {
-        flat(target, brokers, topic);
+        flat(target, brokers, topic, records);
     }
     if wants("paced") {
         paced(target, brokers, topic);
@@ -285,13 +288,14 @@ fn main() {
     if env("FOREBAY_BENCH_MOCK") != Some(0) {
         let mock = EmbeddedBroker::new(1).expect("the mock cluster");
         mock.create_topic("bench", PARTITIONS as i32).expect("the topic");
-        all("mock cluster", &mock.brokers(), "bench");
+        all("mock cluster", &mock.brokers(), "bench", MOCK_RECORDS);
     }
     if std::env::var_os("FOREBAY_TEST_BROKERS").is_some() {
         let kafka = Kafka::shared().expect("the brokers of FOREBAY_TEST_BROKERS");
-        all("given Kafka", kafka.brokers(), &kafka.topic("bench", PARTITIONS));
+        all("given Kafka", kafka.brokers(), &kafka.topic("bench", PARTITIONS), REAL_RECORDS);
     } else if env("FOREBAY_BENCH_KAFKA") == Some(1) {
         let kafka = Kafka::start(KafkaOptions::default()).expect("a real Kafka");
-        all("real Kafka, one node", kafka.brokers(), &kafka.topic("bench", PARTITIONS));
+        let topic = kafka.topic("bench", PARTITIONS);
+        all("real Kafka, one node", kafka.brokers(), &topic, REAL_RECORDS);
     }
 }
