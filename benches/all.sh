@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Every figure of benches/README.md but the log's, one file each under target/figures/, as the rows
-# stand there: `bash benches/all.sh`, or some of the names below. 20 minutes on a quiet machine. Go
+# stand there: `bash benches/all.sh`, or some of the names below. 25 minutes and 10 GB of disk. Go
 # isn't needed; with it there are rows of the Go program. Java 17 and Maven are, for the real Kafka.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
