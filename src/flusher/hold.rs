@@ -499,7 +499,10 @@ impl Flusher {
 
     /// Writes what is held back to the set-aside log, in order, as far as the log can serve.
     pub(super) fn set_aside_held(&mut self) {
-        let keys: Vec<Key> = self.holds.held().collect();
+        let mut keys: Vec<Key> = self.holds.held().collect();
+        // A topic and one of its partitions may both be held. The older hold has the older records: a
+        // crash must not leave newer ones of a partition without them.
+        keys.sort_by_key(|key| self.holds.all.get(key).map(|hold| hold.number));
         for key in keys {
             self.gather(key);
             while let Some((lsn, queued)) = self.next_queued(key) {
