@@ -98,6 +98,7 @@ impl Coverage {
             ("records", self.records),
             ("refused_full", self.refused_full),
             ("looks", self.looks),
+            ("looks_beside_keeper", self.looks_beside_keeper),
             ("process_crashes", self.process_crashes),
             ("power_cuts", self.power_cuts),
             ("crashes_in_a_write", self.crashes_in_a_write),

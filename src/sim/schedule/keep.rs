@@ -45,10 +45,9 @@ impl Schedule {
     }
 
     /// The flusher looks while the keeper is in the middle of its turn: before some of the calls
-    /// that the keeper makes of the disk, as their threads do. By hand only, with
-    /// `FOREBAY_SIM_BESIDE=1`: what it found at seed 90406 isn't mended (DESIGN.md, section 9).
+    /// that the keeper makes of the disk, as their threads do.
     fn looks_meanwhile(&mut self, looks: Arc<AtomicU64>) -> Option<Meanwhile> {
-        if std::env::var_os("FOREBAY_SIM_BESIDE").is_none() || !self.beside.one_in(2) {
+        if !self.beside.one_in(2) {
             return None;
         }
         let (flusher, disk) = (self.process.flusher.clone(), self.disk.clone());
